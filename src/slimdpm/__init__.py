@@ -1,0 +1,28 @@
+"""slimdpm: a diffusion pipeline goes in, a slim diffusion pipeline comes out.
+
+>>> import slimdpm
+>>> student = slimdpm.slim("path/to/pipeline", "path/to/images", ratio=12)
+>>> student(batch_size=4, num_inference_steps=50).images
+
+The method is Spectral Diffusion, from "Diffusion Probabilistic Model Made Slim" (CVPR 2023, arXiv 2211.17106).
+"""
+
+from slimdpm.api import slim, train
+from slimdpm.errors import SlimdpmError
+from slimdpm.presets import PRESETS
+from slimdpm.sampling import sample_images
+from slimdpm.teachers import load_pipeline
+
+# Eagerly: diffusers loads a saved student through `sys.modules["slimdpm.unet"]`.
+from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+
+__all__ = [
+    "PRESETS",
+    "SlimdpmError",
+    "SpectralUNet2DConditionModel",
+    "SpectralUNet2DModel",
+    "load_pipeline",
+    "sample_images",
+    "slim",
+    "train",
+]

@@ -1,0 +1,1 @@
+"""What frequencies are in images, samples and predictions."""

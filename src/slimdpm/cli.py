@@ -1,0 +1,263 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from slimdpm.errors import SlimdpmError
+
+app = typer.Typer(
+    help="A diffusion pipeline goes in, a slim diffusion pipeline comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder. The same command resumes what is in it.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with further settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value, for example train.lr=1e-4.")]
+Ratio = Annotated[
+    float | None, typer.Option(help="Times fewer MACs than the teacher.  [default: 12 if no budget is given]")
+]
+Width = Annotated[int | None, typer.Option(help="Base channels, instead of a ratio.")]
+MaxMacs = Annotated[str | None, typer.Option(help="conv+linear MACs at most, for example 500M.")]
+MaxParams = Annotated[str | None, typer.Option(help="Parameters at most, for example 20M.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Size = Annotated[
+    int | None, typer.Option(help="Images are cut to squares of this many pixels.  [default: the network's]")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+
+
+@app.command()
+def slim(
+    teacher: Annotated[str | None, typer.Argument(help="diffusers folder, run folder or hub id.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    output: Output = Path("run"),
+    ratio: Ratio = None,
+    width: Width = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    steps: Steps = None,
+    size: Size = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Distil TEACHER into a slim student on the images of DATA.
+
+    The run folder gets checkpoints, samples, the student as a diffusers pipeline, and report.html. Ctrl-C saves and
+    stops; the same command goes on from there.
+
+        slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
+    """
+    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    values = {"task": "slim", "teacher": teacher, "student": student}
+    _start(values, data, output, steps, size, recipe, set_, dry_run)
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    output: Output = Path("run"),
+    model: Annotated[
+        str | None, typer.Option(help="Preset, config.json, or folder with one (see slimdpm profile).")
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="Pipeline whose U-Net, scheduler and autoencoder are taken.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Times fewer MACs than that network: the Lite baseline.")] = None,
+    width: Width = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    steps: Steps = None,
+    size: Size = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a U-Net on the images of DATA alone: a teacher, or the Lite baseline.
+
+    slimdpm train photos/ -o runs/teacher --model pixel-64
+
+    slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
+    """
+    student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    values = {"task": "train", "teacher": like, "student": student}
+    _start(values, data, output, steps, size, recipe, set_, dry_run)
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 50,
+    scheduler: Annotated[
+        str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same in any batch.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
+) -> None:
+    """Make images with a student, or with any unconditional pipeline.
+
+    Images that are there already are not made again, so a long job resumes.
+
+        slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
+    """
+    from slimdpm.display import Display
+    from slimdpm.pictures import write_samples
+
+    write_samples(
+        source,
+        output,
+        count=count,
+        steps=steps,
+        scheduler=scheduler,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        display=Display(console),
+    )
+
+
+@app.command()
+def profile(
+    models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
+    against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
+    size: Annotated[int | None, typer.Option(help="Input size in (latent) pixels.  [default: the config's]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters and MACs of networks, counted without allocating them. Without MODELS: all presets.
+
+    MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
+    adds the products inside attention.
+
+        slimdpm profile ldm4-spectral ldm4-lite --against ldm4
+    """
+    from slimdpm.presets import PRESETS, find_network
+    from slimdpm.profile import measure
+
+    networks = [find_network(name) for name in models or PRESETS]
+    costs = {n.name: measure(n.config, size=size, tokens=n.tokens) for n in networks}
+    reference = None
+    if against is not None:
+        network = find_network(against)
+        reference = measure(network.config, size=size, tokens=network.tokens)
+    if as_json:
+        values = {name: vars(cost) for name, cost in costs.items()}
+        if reference is not None:
+            for name, cost in costs.items():
+                values[name]["ratio"] = reference.macs / cost.macs
+        print(json.dumps(values, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in (
+        "network",
+        "parameters",
+        "MACs conv+linear",
+        "MACs all",
+        *((f"{against} ÷ it",) if reference else ()),
+        "",
+    ):
+        table.add_column(heading, justify="left" if heading in ("network", "") else "right", no_wrap=heading != "")
+    for network in networks:
+        cost = costs[network.name]
+        ratio = (f"{reference.macs / cost.macs:.2f}",) if reference else ()
+        numbers = (f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G")
+        table.add_row(network.name, *numbers, *ratio, network.note)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs and report.html.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each student.")] = None,
+) -> None:
+    """Slim a small teacher in a few minutes on a CPU: no download, no argument.
+
+    The teacher comes with the package; the images are crops of photographs in scikit-image and scikit-learn. A Lite
+    baseline of equal cost is trained for as many steps, and the report compares the three.
+    """
+    from slimdpm.demo import run_demo
+    from slimdpm.display import Display
+
+    run_demo(output, seed=seed, steps=steps, display=Display(console))
+
+
+def _start(
+    values: dict[str, Any],
+    data: str | None,
+    output: Path,
+    steps: int | None,
+    size: int | None,
+    recipe: Path | None,
+    sets: list[str] | None,
+    dry_run: bool,
+) -> None:
+    from slimdpm.display import Display
+    from slimdpm.job import plan_job, run_job
+    from slimdpm.recipe import load_recipe
+
+    values = {**values, "data": {"path": data, "size": size}, "train": {"steps": steps}}
+    job = plan_job(load_recipe(recipe, sets or (), values=_given(values)))
+    if dry_run:
+        for line in job.describe():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    run_job(job, output, Display(console))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not given, at any depth."""
+    nested = {k: _given(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"slimdpm {version('slimdpm')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line and exit code 2, a stop exits like the signal that caused it."""
+    from diffusers.utils import logging
+
+    from slimdpm.parallel import leave
+    from slimdpm.training import Stopped
+
+    logging.disable_progress_bar()
+    try:
+        app()
+    except SlimdpmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    finally:
+        leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Training data: every image checked once, its square cached, and an endless shuffled stream of batches.
+
+The stream is a function of the seed and a position in it. A run that resumes asks for the positions that it has not
+seen, so nothing of a data loader's state needs saving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import atomic_file, write_json
+from slimdpm.images import pixels, square, upright
+from slimdpm.sources import Arrays, Source
+
+_LISTED = 5  # broken files named in full
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """From a source's image to the square that the network sees.
+
+    Attributes:
+        size: of the square, in pixels.
+        channels: 3 for RGB, 1 for greyscale.
+        crop: ``"center"`` or ``"random"``.
+        interpolation: of the resize.
+    """
+
+    size: int
+    channels: int = 3
+    crop: str = "center"
+    interpolation: str = "bilinear"
+
+    def __call__(self, source: Source, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The square ``(size, size, channels)`` uint8."""
+        image = upright(source.image(index), self.channels)
+        return pixels(square(image, self.size, crop=self.crop, interpolation=self.interpolation, rng=rng))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that are known to be readable.
+
+    Attributes:
+        source: where they come from.
+        decoder: how they become squares.
+        good: the source's numbers of the readable ones.
+        broken: the names of those that are not, with the reason.
+        squares: all squares ``(len(source), size, size, channels)`` if they are cached, else None.
+    """
+
+    source: Source
+    decoder: Decoder
+    good: np.ndarray
+    broken: list[tuple[str, str]]
+    squares: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def square(self, number: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The square of the `number`-th good image, uint8 ``(size, size, channels)``."""
+        index = int(self.good[number])
+        if self.squares is not None:
+            return self.squares[index]
+        return self.decoder(self.source, index, rng)
+
+    def report_broken(self) -> str | None:
+        """One line about what was skipped, or None."""
+        if not self.broken:
+            return None
+        named = "; ".join(f"{name} ({reason})" for name, reason in self.broken[:_LISTED])
+        more = f"; and {len(self.broken) - _LISTED} more" if len(self.broken) > _LISTED else ""
+        return f"{len(self.broken)} of {len(self.source)} images cannot be read and are skipped: {named}{more}"
+
+
+def prepare_images(
+    source: Source,
+    decoder: Decoder,
+    *,
+    cache: Path | None = None,
+    workers: int = 0,
+    track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> Images:
+    """Decode every image once: the broken ones are found before training, the squares are kept if they can be.
+
+    Args:
+        source: the images.
+        decoder: how they become squares.
+        cache: a folder for the squares (center crops) and for the list of broken images; None keeps nothing.
+        workers: processes that decode.
+        track: wraps the iteration, for a progress bar; called with the items and their number.
+
+    Raises:
+        SlimdpmError: if no image can be read, or the cache does not fit on the disk.
+    """
+    if isinstance(source, Arrays) and source.images.shape[1:] == (decoder.size, decoder.size, decoder.channels):
+        return Images(source, decoder, np.arange(len(source)), [], source.images)
+    keep_squares = cache is not None and decoder.crop == "center"
+    key = hashlib.sha256(repr((source.identity(), decoder)).encode()).hexdigest()[:16]
+    index_file = cache / f"images-{key}.json" if cache else None
+    squares_file = cache / f"images-{key}.npy" if cache and keep_squares else None
+    kept = [file for file in (index_file, squares_file) if file is not None]
+    if not kept or not all(file.exists() for file in kept):
+        broken = _decode_all(source, decoder, squares_file, workers, track)
+        if len(broken) == len(source):
+            if squares_file is not None:
+                squares_file.unlink()
+            name, reason = next(iter(broken.values()))
+            raise SlimdpmError(f"none of the {len(source)} images can be read; the first is {name} ({reason})")
+        if index_file is not None:
+            write_json(index_file, [[i, name, reason] for i, (name, reason) in broken.items()])
+    else:
+        assert index_file is not None
+        broken = {i: (name, reason) for i, name, reason in json.loads(index_file.read_text())}
+    good = np.array([i for i in range(len(source)) if i not in broken])
+    squares = np.load(squares_file, mmap_mode="r") if squares_file else None
+    return Images(source, decoder, good, list(broken.values()), squares)
+
+
+def _decode_all(source, decoder, squares_file: Path | None, workers: int, track) -> dict[int, tuple[str, str]]:
+    """Decode every image, into the cache if there is one. Returns the broken ones: number to (name, reason)."""
+    broken: dict[int, tuple[str, str]] = {}
+    results = track(
+        _loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
+    )
+    if squares_file is None:
+        broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
+        return broken
+    shape = (len(source), decoder.size, decoder.size, decoder.channels)
+    with atomic_file(squares_file) as temporary:
+        squares = _reserve(temporary, shape)
+        for i, array, reason in results:
+            if reason:
+                broken[i] = (source.name(i), reason)
+            else:
+                squares[i] = array
+        squares.flush()
+    return broken
+
+
+def _loader(dataset: Dataset, **options: Any) -> DataLoader:
+    """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator."""
+    return DataLoader(dataset, generator=torch.Generator(), **options)
+
+
+def _as_is(item):
+    return item
+
+
+class _Attempts(Dataset):
+    """Each image decoded, or the reason why it cannot be: (number, square or None, reason or None)."""
+
+    def __init__(self, source: Source, decoder: Decoder):
+        self.source, self.decoder = source, decoder
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str | None]:
+        try:
+            return index, self.decoder(self.source, index), None
+        except Exception as error:  # decoders raise anything at all on a broken file
+            return index, None, f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A writable memory map whose space is taken from the disk now: a full disk is an error here, not a crash later."""
+    squares = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    needed, free = squares.nbytes, shutil.disk_usage(file.parent).free
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, handle.seek(0, os.SEEK_END))
+    elif needed > free:
+        raise SlimdpmError(
+            f"the cache of squares needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free; set data.cache=false"
+        )
+    return squares
+
+
+class TrainingStream(Dataset):
+    """An endless shuffled stream: item `p` is the `p`-th sample that training sees.
+
+    Each pass over the images is a fresh permutation. Permutation, crop and flip follow from the seed and `p` alone.
+
+    Args:
+        images: the images.
+        flip: mirror each with probability one half.
+        seed: of the order and the augmentation.
+    """
+
+    def __init__(self, images: Images, *, flip: bool = False, seed: int = 0):
+        self.images, self.flip, self.seed = images, flip, seed
+        self._epoch = -1
+        self._order = np.arange(0)
+
+    def __getitem__(self, position: int) -> Tensor:
+        """Pixels in [−1, 1], float32 ``(C, H, W)``."""
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
+            self._epoch = epoch
+        rng = np.random.default_rng([self.seed, 1, position])
+        mirrored = self.flip and rng.random() < 0.5
+        array = self.images.square(int(self._order[offset]), rng)
+        if mirrored:
+            array = array[:, ::-1]
+        return to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))  # the cache is read-only
+
+
+class StreamBatches(Sampler[list[int]]):
+    """The positions of one process's batches, from one micro-step to another.
+
+    All processes together take a contiguous stretch of the stream at each micro-step, so the images of a step do not
+    depend on how many processes share it.
+
+    Args:
+        batch_size: of this process.
+        start: the first micro-step.
+        stop: one past the last.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, batch_size: int, start: int, stop: int, *, rank: int = 0, world_size: int = 1):
+        self.batch_size, self.start, self.stop = batch_size, start, stop
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+def training_loader(
+    stream: TrainingStream, batches: StreamBatches, *, workers: int = 0, pin: bool = False
+) -> DataLoader:
+    """Batches ``(B, C, H, W)`` float32 in [−1, 1]. Cached squares are read here, others decoded by `workers`."""
+    if stream.images.squares is not None:
+        workers = 0
+    return _loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+
+
+def to_model_range(array: Tensor) -> Tensor:
+    """uint8 pixels as floats in [−1, 1]."""
+    return array.float() / 127.5 - 1
+
+
+def to_pixels(samples: Tensor) -> np.ndarray:
+    """Samples ``(B, C, H, W)`` in [−1, 1] as uint8 ``(B, H, W, C)``."""
+    return ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,126 @@
+"""``slimdpm demo``: slim a small teacher on a CPU in minutes, and compare with a Lite baseline of equal cost.
+
+The teacher lies in ``assets/demo-teacher`` at half precision; ``recipes/demo-teacher.yaml`` is what made it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from rich.table import Table
+
+from slimdpm.data import to_model_range
+from slimdpm.demo_data import demo_source
+from slimdpm.display import Display
+from slimdpm.job import Job, plan_job, run_job
+from slimdpm.metrics.denoising import denoising_errors
+from slimdpm.profile import Cost
+from slimdpm.recipe import Recipe, load_recipe
+from slimdpm.report import Entry, Report, machine_facts, write_report
+from slimdpm.run import RunFolder
+from slimdpm.sampling import sample_images
+from slimdpm.teachers import ASSETS, load_pipeline, shell_of
+
+SAMPLES = 64
+SAMPLE_STEPS = 25
+
+
+def demo_recipe(seed: int = 0, steps: int | None = None) -> Recipe:
+    """The recipe of the demo's student."""
+    values = {"train": {"seed": seed, **({"steps": steps} if steps else {})}}
+    return load_recipe(ASSETS / "demo.yaml", values=values)
+
+
+def lite_recipe(recipe: Recipe, macs: int) -> Recipe:
+    """The baseline of a student: a plain U-Net of its MACs, trained on the images alone for as many steps."""
+    budget = {"kind": "lite", "ratio": None, "max_macs": float(macs)}
+    return recipe.model_copy(update={"task": "train", "student": recipe.student.model_copy(update=budget)})
+
+
+def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
+    """Train both students, measure, and write ``report.html``; a run that was stopped goes on.
+
+    Args:
+        folder: gets the two run folders and the report.
+        seed: of both students.
+        steps: optimiser steps of each, by default those of the recipe.
+        display: where progress and the table are shown.
+
+    Returns:
+        teacher, Lite and Spectral as the report shows them.
+    """
+    display = display or Display()
+    recipe = demo_recipe(seed, steps)
+    spectral = plan_job(recipe)
+    lite = plan_job(lite_recipe(recipe, round(1.015 * spectral.plan.cost.macs)))
+    pipelines = {
+        "lite": run_job(lite, folder / "lite", display, report=False),
+        "spectral": run_job(spectral, folder / "spectral", display, report=False),
+    }
+    teacher = load_pipeline("demo:teacher")
+    costs = {"teacher": spectral.plan.teacher_cost, "lite": lite.plan.cost, "spectral": spectral.plan.cost}
+    entries = [
+        _measure(name, pipeline, costs[name], folder, display)
+        for name, pipeline in {"teacher": teacher, **pipelines}.items()
+    ]
+    path = folder / "report.html"
+    write_report(path, _report(spectral, entries, folder))
+    if display.console is not None:
+        display.console.print(summary_table(entries))
+    display.say(f"report: {path}")
+    return entries
+
+
+def _measure(name: str, pipeline: DiffusionPipeline, cost: Cost, folder: Path, display: Display) -> Entry:
+    """Errors on the held-out crops and samples of one network."""
+    held_out = torch.from_numpy(demo_source("held-out").images).permute(0, 3, 1, 2)
+    with display.task(f"held-out error of {name}", 5 * len(held_out), unit="crops") as task:
+        errors = denoising_errors(
+            pipeline.unet, shell_of(pipeline).process, to_model_range(held_out), progress=task.advance
+        )
+    with display.task(f"sampling {name}", SAMPLES, unit="images") as task:
+        samples = sample_images(
+            pipeline, SAMPLES, steps=SAMPLE_STEPS, scheduler="ddim", batch_size=32, progress=task.advance
+        )
+    curve = [] if name == "teacher" else RunFolder(folder / name).metrics()
+    return Entry(name, cost, samples, curve, errors)
+
+
+def summary_table(entries: list[Entry]) -> Table:
+    """The three networks side by side; errors are means over the noise levels."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("network", "parameters", "MACs", "teacher ÷ it", "error of ε", "in the upper half"):
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    for entry in entries:
+        assert entry.errors is not None
+        table.add_row(
+            entry.name,
+            f"{entry.cost.params / 1e6:.2f} M",
+            f"{entry.cost.macs / 1e6:.1f} M",
+            f"{entries[0].cost.macs / entry.cost.macs:.2f}",
+            f"{np.mean(entry.errors.overall):.4f}",
+            f"{np.mean(entry.errors.upper):.4f}",
+        )
+    return table
+
+
+def _report(job: Job, entries: list[Entry], folder: Path) -> Report:
+    recipe = job.recipe
+    return Report(
+        title="slimdpm demo",
+        summary=f"A {job.plan.ratio:.1f} times cheaper student beside a Lite baseline of equal cost and equal training.",
+        entries=entries,
+        real=demo_source("held-out").images,
+        facts={
+            "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images, each student",
+            "seed": str(recipe.train.seed),
+            "data": "32×32 crops of 14 photographs; errors and spectrum of real images on 512 crops of 2 others",
+            "sampler": f"ddim, {SAMPLE_STEPS} steps, seed 0",
+            **machine_facts(),
+        },
+        recipe=recipe.to_yaml(),
+        student=str(folder / "spectral" / "student"),
+    )

@@ -1,0 +1,74 @@
+"""accelerate, set up from a recipe: precision, accumulation, processes, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.recipe import Recipe, flatten
+from slimdpm.run import RunFolder
+from slimdpm.training import split_batch
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
+    """An accelerator for one run. Several runs may follow each other in one process.
+
+    Raises:
+        SlimdpmError: if the device cannot do the precision, a tracker is not to be had, or the batch cannot be shared.
+    """
+    check_trackers(recipe.train.trackers)
+    # accelerate keeps its settings in singletons; a second run in this process brings its own.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=_PRECISION[recipe.train.precision],
+            log_with=recipe.train.trackers or None,
+            project_dir=str(run.path),
+        )
+    except ValueError as error:
+        raise SlimdpmError(f"train.precision {recipe.train.precision}: {str(error).splitlines()[0]}") from None
+    accelerator.gradient_accumulation_steps = split_batch(recipe, accelerator.num_processes)[1]
+    return accelerator
+
+
+@contextmanager
+def tracking(accelerator: Accelerator, recipe: Recipe) -> Iterator[None]:
+    """Track in the run's ``logs/`` while the context is open; the recipe goes along as the hyper-parameters."""
+    values = flatten(recipe.model_dump(mode="json"))
+    plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in values.items()}
+    accelerator.init_trackers("logs", config=plain)
+    try:
+        yield
+    finally:
+        # Not accelerator.end_training(): it would also end the process group, which the results still need.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def leave() -> None:
+    """Say goodbye to the other processes, at the end of a program."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise a `SlimdpmError` for a tracker that accelerate does not know or whose package is not installed."""
+    known = [str(kind.value) for kind in LoggerType if kind is not LoggerType.ALL]
+    available = {str(LoggerType(kind).value) for kind in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise SlimdpmError(f"train.trackers: unknown tracker {name!r}; there are {', '.join(known)}")
+        if name not in available:
+            raise SlimdpmError(
+                f"train.trackers: the package of {name} is not installed; pip install it, or set train.trackers=[]"
+            )

@@ -1,0 +1,116 @@
+"""``slimdpm sample``: images as PNG files, resumable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.images import grid
+from slimdpm.results import save_picture, zoom_for
+from slimdpm.sampling import make_scheduler, sample_batches
+from slimdpm.teachers import fingerprint, load_pipeline
+
+_SETTINGS = "samples.json"
+_GRID = 64  # images in the grid at most
+
+
+def write_samples(
+    source: str,
+    folder: Path,
+    *,
+    count: int,
+    steps: int = 50,
+    scheduler: str | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | None = None,
+    display: Display | None = None,
+) -> None:
+    """Write ``00000.png``, ... and ``grid.png`` of a pipeline's samples. Images that are there are not made again.
+
+    Args:
+        source: a run folder, a diffusers folder or a hub id.
+        folder: where to.
+        count: how many.
+        steps, scheduler, seed, batch_size: see `slimdpm.sampling.sample_batches`.
+        device: where to compute, by default the best there is.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: for a pipeline that cannot be loaded, or a folder that holds samples of other settings.
+    """
+    display = display or Display()
+    pipeline = load_pipeline(source).to(_device(device))
+    settings = {
+        "network": fingerprint(pipeline.unet),
+        "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
+        "steps": steps,
+        "seed": seed,
+    }
+    _claim(folder, settings)
+    # All images of a batch or none: the ones that are missing decide where to go on.
+    missing = [i for i in range(count) if not _file(folder, i).exists()]
+    first = missing[0] if missing else count
+    with display.task("sampling", count, done=first, unit="images") as task:
+        batches = sample_batches(
+            pipeline,
+            range(first, count),
+            steps=steps,
+            scheduler=scheduler,
+            seed=seed,
+            batch_size=batch_size,
+            progress=task.advance,
+        )
+        number = first
+        for batch in batches:
+            for image in batch:
+                with atomic_file(_file(folder, number)) as temporary:
+                    _image(image).save(temporary, format="PNG")
+                number += 1
+    shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
+    save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown.shape[1])))
+    display.say(f"{count} images and grid.png in {folder}")
+
+
+def _claim(folder: Path, settings: dict) -> None:
+    """Take up a folder of the same settings, or an empty one."""
+    file = folder / _SETTINGS
+    if folder.exists() and not folder.is_dir():
+        raise SlimdpmError(f"{folder} is a file; give a folder for the images")
+    if file.exists():
+        if json.loads(file.read_text()) != settings:
+            raise SlimdpmError(f"{folder} holds samples of another network or of other settings; choose another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise SlimdpmError(f"{folder} is not empty; choose another folder for the images")
+    write_json(file, settings)
+    remove_leftovers(folder)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise SlimdpmError(f"the device {name!r} is not to be had here") from None
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.png"
+
+
+def _image(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+
+
+def _pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array

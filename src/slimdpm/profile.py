@@ -1,0 +1,102 @@
+"""What a network costs: parameters and MACs, counted on the meta device without allocating a weight.
+
+MACs (multiply-accumulates) have two conventions, and every figure names its own:
+
+- ``conv+linear``: convolutions and linear layers, the convention of the paper's tables;
+- ``all``: these and the two products inside attention, ``Q K^T`` and ``A V``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+
+NETWORKS: dict[str, Any] = {
+    cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel, SpectralUNet2DModel, SpectralUNet2DConditionModel)
+}
+_CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one forward pass of batch 1."""
+
+    params: int
+    macs: int  # conv+linear, the paper's convention
+    macs_all: int  # with the products inside attention
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The U-Net of a diffusers config (with its ``_class_name``), freshly initialised on the current device."""
+    name = config.get("_class_name")
+    if name not in NETWORKS:
+        raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
+    return NETWORKS[name].from_config(dict(config))
+
+
+def measure(config: Mapping[str, Any], *, size: int | None = None, tokens: int = 77) -> Cost:
+    """Count a U-Net's parameters and MACs from its config.
+
+    Args:
+        config: a diffusers U-Net config with its ``_class_name``.
+        size: height and width of the input in latent pixels; by default the config's ``sample_size``.
+        tokens: length of the conditioning sequence of a cross-attention U-Net.
+
+    Raises:
+        SlimdpmError: if the network is of an unknown class or has no size.
+    """
+    with torch.device("meta"):
+        return measure_model(build(config), size=size, tokens=tokens)
+
+
+def measure_model(model: Any, *, size: int | None = None, tokens: int = 77) -> Cost:
+    """`measure` for a network at hand, wherever its weights are: it is rebuilt on the meta device."""
+    if next(model.parameters()).device.type != "meta":
+        with torch.device("meta"):
+            model = build(model.config)
+    inputs = example_inputs(model.config, size=size, tokens=tokens, device="meta")
+    # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    flops = {str(op).rpartition(".")[2]: n for op, n in counter.get_flop_counts()["Global"].items()}
+    return Cost(
+        params=sum(p.numel() for p in model.parameters()),
+        macs=sum(flops.get(op, 0) for op in _CONV_LINEAR) // 2,
+        macs_all=sum(flops.values()) // 2,
+    )
+
+
+def example_inputs(
+    config: Mapping[str, Any], *, batch: int = 1, size: int | None = None, tokens: int = 77, device: str = "cpu"
+) -> dict[str, Any]:
+    """Inputs of the right shapes for a U-Net of this config, as keyword arguments of its `forward`."""
+    size = size or config.get("sample_size")
+    if size is None:
+        raise SlimdpmError("the network's config has no sample_size: give the size of its input")
+    height, width = (size, size) if isinstance(size, int) else size
+    inputs: dict[str, Any] = {
+        "sample": torch.randn(batch, config["in_channels"], height, width, device=device),
+        "timestep": torch.zeros(batch, dtype=torch.long, device=device),
+    }
+    context = config.get("cross_attention_dim")
+    if context is not None:
+        context = context if isinstance(context, int) else context[0]
+        width = config.get("encoder_hid_dim") or context
+        inputs["encoder_hidden_states"] = torch.randn(batch, tokens, width, device=device)
+    if config.get("num_class_embeds") is not None:
+        inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
+    if config.get("addition_embed_type") == "text_time":  # SDXL: pooled text and six time ids
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(batch, pooled, device=device),
+            "time_ids": torch.zeros(batch, 6, device=device),
+        }
+    return inputs

@@ -1,0 +1,270 @@
+"""The recipe: everything that decides a run, as a small validated YAML.
+
+A key is documented where it is declared; ``slimdpm slim --help`` and ``recipes/`` show them in use.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.losses import RESIZE_FILTERS, WEIGHT_SCALINGS
+
+_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_amount(value: Any) -> Any:
+    """``"6.7G"`` as 6.7e9; what is no text passes through."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)\s*", value, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{value!r} is no amount; write for example 500M or 6.7G")
+    return float(match[1]) * _UNITS.get(match[2].upper(), 1.0)
+
+
+Amount = Annotated[float, BeforeValidator(parse_amount), Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(Section):
+    """Where the images come from and how they become squares."""
+
+    path: str  # a folder, an .npz or .npy of uint8 images, or hf:NAME for a Hugging Face data set
+    size: int | None = Field(None, ge=4)  # of the square in pixels; by default what the pipeline needs
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False  # mirror half of the images
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    split: str = "train"  # of a Hugging Face data set
+    column: str | None = None  # of a Hugging Face data set; by default its first image column
+    cache: bool = True  # keep the decoded squares in the run folder (center crops only)
+    workers: int = Field(2, ge=0)  # processes that decode images
+
+
+class StudentRecipe(Section):
+    """The network that is trained."""
+
+    kind: Literal["spectral", "lite"] | None = (
+        None  # wavelet-gated or plain; by default spectral for slim, lite for train
+    )
+    base: str | None = None  # without a teacher: a preset, a diffusers folder, or a config.json
+    width: int | None = Field(None, ge=1)
+    ratio: float | None = Field(None, gt=1, lt=1000)
+    max_macs: Amount | None = None
+    max_params: Amount | None = None
+    overrides: dict[str, Any] = {}  # values of the diffusers config, for example layers_per_block
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None  # by default the teacher's
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> StudentRecipe:
+        given = [k for k in ("width", "ratio", "max_macs", "max_params") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(given)}")
+        return self
+
+
+class DistillRecipe(Section):
+    """Spectrum-aware distillation; the defaults are the paper's."""
+
+    lambda_spatial: float = Field(0.1, ge=0)  # λ_s
+    lambda_freq: float = Field(0.1, ge=0)  # λ_f
+    alpha: float = -1.0  # exponent of ω; negative values favour rare frequencies
+    weight_scaling: Literal[WEIGHT_SCALINGS] = "mean"  # type: ignore[valid-type]
+    resize: Literal[RESIZE_FILTERS] = "area"  # type: ignore[valid-type]
+    pairs: Literal["auto", "none"] | list[str] = "auto"  # or ["up_blocks.2", "down_blocks.0:down_blocks.1"]
+    levels: Literal["all"] | list[int] = "all"  # scales that take part: 1 is full resolution, 2 half of it
+
+
+class ProcessRecipe(Section):
+    """The forward process of a pipeline that starts without a teacher; a teacher brings its own."""
+
+    timesteps: int = Field(1000, ge=2)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+
+
+class TrainRecipe(Section):
+    """The loop."""
+
+    steps: int = Field(100_000, ge=1)  # optimiser steps
+    batch_size: int = Field(64, ge=1)  # images in an optimiser step, over all processes
+    max_batch_per_device: int | None = Field(None, ge=1)  # more are accumulated
+    lr: float = Field(2e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(500, ge=0)  # steps
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0)  # norm of the gradient
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float = Field(0.9999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)  # checkpoints
+    log_every: int = Field(50, ge=1)
+    sample_every: int | None = Field(None, ge=0)  # steps between grids of samples; five in a run by default, 0: none
+    trackers: list[str] = ["tensorboard"]
+
+
+class SampleRecipe(Section):
+    """The samples of a run: its grids and its report."""
+
+    count: int = Field(64, ge=1)
+    steps: int = Field(50, ge=1)
+    scheduler: str = "ddim"
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(64, ge=1)
+
+
+class Recipe(Section):
+    """One run of ``slimdpm slim`` (a teacher is distilled) or ``slimdpm train`` (on the images alone)."""
+
+    task: Literal["slim", "train"] = "slim"
+    teacher: str | None = None  # for train: the pipeline whose autoencoder, scheduler and topology are taken
+    autoencoder: str | None = None  # for train without a teacher: a diffusers folder, to train in its latent space
+    data: DataRecipe
+    student: StudentRecipe = StudentRecipe()
+    process: ProcessRecipe = ProcessRecipe()
+    distill: DistillRecipe = DistillRecipe()
+    train: TrainRecipe = TrainRecipe()
+    samples: SampleRecipe = SampleRecipe()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# What may change between two runs in one folder: none of it alters the result of a step already taken.
+_FREE = re.compile(
+    r"train\.(steps|checkpoint_every|keep|log_every|sample_every|trackers)|data\.(workers|cache)|samples\..*"
+)
+
+
+def load_recipe(
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A validated recipe from a file and what overrides it, each the ones before it.
+
+    Args:
+        file: a YAML file.
+        assignments: of ``--set``, ``"train.steps=1000"``, the value in YAML; they come last.
+        values: nested values, for example from the command line's own options.
+        settings: values under dotted keys.
+
+    Raises:
+        SlimdpmError: with one line that names the key and what is wrong with it.
+    """
+    recipe: dict[str, Any] = _read_yaml(file) if file else {}
+    _merge(recipe, values or {})
+    for key, value in (settings or {}).items():
+        _merge(recipe, _nested(key, value))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise SlimdpmError(f"--set {assignment}: write it as key=value, for example train.steps=1000")
+        try:
+            _merge(recipe, _nested(key.strip(), yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise SlimdpmError(f"--set {assignment}: the value is no YAML") from None
+    return validate(recipe)
+
+
+def validate(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested values.
+
+    Raises:
+        SlimdpmError: with one line about the first thing that is wrong.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SlimdpmError(f"recipe: {_describe(problems[0])}{more}") from None
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys that differ and may not: a run cannot go on under another recipe.
+
+    Intervals, trackers and sampling may change. The number of steps may too, unless the learning rate follows it.
+    """
+    flat_old, flat_new = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    changed = [key for key in flat_new if flat_old.get(key) != flat_new[key]]
+    changed += [key for key in flat_old if key not in flat_new]
+    steps_matter = old.train.schedule != "constant"
+    return [k for k in changed if not _FREE.fullmatch(k) or (k == "train.steps" and steps_matter)]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SlimdpmError(f"recipe {file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SlimdpmError(f"recipe {file} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        where = f" (line {mark.line + 1})" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise SlimdpmError(f"recipe {file} is no valid YAML{where}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SlimdpmError(f"recipe {file} must hold keys and values")
+    return values
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in one line."""
+    place = [str(part) for part in problem["loc"] if isinstance(part, int) or "[" not in str(part)]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in place[:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(place[-1], section.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
+        return f"unknown key {key}; {hint}"
+    if problem["type"] == "missing":
+        hint = ": the images, a folder, an .npz or .npy, or hf:NAME" if key in ("data", "data.path") else ""
+        return f"{key} is missing{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    got = problem["input"]
+    return f"{key}: {message}" + ("" if isinstance(got, (dict, list)) else f", got {got!r}")

@@ -1,0 +1,158 @@
+"""One self-contained HTML page about a run: what it cost, what it learnt, what came out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from torch import Tensor
+
+from slimdpm.analysis.spectrum import radial_spectrum
+from slimdpm.data import Images
+from slimdpm.figures import errors_figure, losses_figure, spectra_figure
+from slimdpm.files import write_text
+from slimdpm.images import grid
+from slimdpm.metrics.denoising import DenoisingErrors
+from slimdpm.profile import Cost
+from slimdpm.recipe import Recipe
+from slimdpm.results import Results, save_picture, zoom_for
+from slimdpm.run import RunFolder
+from slimdpm.slimming import Plan
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_COLUMNS = 8  # images in a row of samples
+_STRIPS = 3  # rows of noises
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network in a report. The first entry is what the others are compared with.
+
+    Attributes:
+        name: "teacher", "lite", "spectral", ...
+        cost: of one forward pass.
+        samples: uint8 ``(N, H, W, C)``, image i of every entry being from the same noise.
+        curve: the lines of its ``metrics.jsonl``.
+        errors: on images held out, if they were measured.
+    """
+
+    name: str
+    cost: Cost
+    samples: np.ndarray
+    curve: Sequence[Mapping[str, Any]] = ()
+    errors: DenoisingErrors | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows."""
+
+    title: str
+    summary: str
+    entries: Sequence[Entry]
+    real: np.ndarray  # uint8 (N, H, W, C), for the spectrum
+    facts: Mapping[str, str]
+    recipe: str
+    student: str | None = None  # the folder to load
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page; pictures and figures are inside it."""
+    reference = report.entries[0]
+    size = reference.samples.shape[1]
+    spectra = {"real images": radial_spectrum(report.real)}
+    spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
+    curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
+    errors = {entry.name: entry.errors for entry in report.entries if entry.errors is not None}
+    environment = Environment(loader=PackageLoader("slimdpm"), autoescape=select_autoescape(["html", "j2"]))
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        entries=report.entries,
+        reference=reference,
+        strips=[
+            [
+                (e.name, _data_url(grid(e.samples[i : i + _COLUMNS], _COLUMNS, zoom=zoom_for(size))))
+                for e in report.entries
+            ]
+            for i in range(0, min(_STRIPS * _COLUMNS, len(reference.samples)), _COLUMNS)
+        ],
+        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(size))),
+        spectra=spectra_figure(spectra),
+        losses=losses_figure(curves) if curves else None,
+        errors=errors,
+        errors_figure=errors_figure(errors) if len(errors) > 1 else None,
+    )
+    write_text(path, page)
+
+
+def write_run_report(
+    recipe: Recipe, run: RunFolder, plan: Plan, results: Results, weights: Mapping[str, Tensor], images: Images
+) -> None:
+    """Sample teacher and student from the same noise, and write ``samples/`` and ``report.html`` of a run."""
+    count = recipe.samples.count
+    entries = []
+    if results.teacher is not None:
+        samples = results.sample(results.teacher_pipeline(), count, "sampling the teacher")
+        entries.append(Entry("teacher", plan.teacher_cost, samples))
+    samples = results.sample(results.pipeline(weights), count, "sampling the student")
+    name = "student" if results.teacher is not None else "network"
+    entries.append(Entry(name, plan.cost, samples, run.metrics()))
+    for entry in entries:
+        picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples.shape[1]))
+        save_picture(run.samples / f"{entry.name}.png", picture)
+    chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
+    seconds = run.metrics()[-1]["seconds"]
+    facts = {
+        "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
+        "training time": _duration(seconds),
+        "seed": str(recipe.train.seed),
+        "data": f"{len(images):,} images of {recipe.data.path} as {recipe.data.size}×{recipe.data.size}",
+        "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
+        **machine_facts(),
+    }
+    summary = f"trained from {recipe.data.path}"
+    if results.teacher is not None:
+        summary = f"{results.teacher.name} made {plan.ratio:.1f} times cheaper"
+    report = Report(
+        title=run.path.resolve().name,
+        summary=summary,
+        entries=entries,
+        real=np.stack([images.square(int(i), np.random.default_rng(int(i))) for i in chosen]),
+        facts=facts,
+        recipe=recipe.to_yaml(),
+        student=str(run.student),
+    )
+    write_report(run.report, report)
+
+
+def machine_facts() -> dict[str, str]:
+    """What a figure was made on: the device and the versions that matter."""
+    device = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("slimdpm", "torch", "diffusers"))
+    return {"device": device, "software": f"{packages}, Python {platform.python_version()}"}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

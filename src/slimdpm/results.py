@@ -1,0 +1,131 @@
+"""What a run leaves for its user: the student's pipeline folder and pictures of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from torch import Tensor, device, nn
+
+from slimdpm.display import Display
+from slimdpm.files import atomic_file, atomic_folder, save_tensors
+from slimdpm.images import grid
+from slimdpm.profile import build
+from slimdpm.recipe import Recipe
+from slimdpm.run import RunFolder
+from slimdpm.sampling import sample_images
+from slimdpm.teachers import Shell, Teacher
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+_GRID = 16  # images in a grid during training
+
+_CARD = """---
+library_name: diffusers
+tags: [slimdpm, unconditional-image-generation]
+---
+A slim diffusion pipeline made by [slimdpm](https://pypi.org/project/slimdpm): the U-Net's weights are an exponential
+moving average of its training.
+
+```python
+import slimdpm  # the U-Net's class
+from diffusers import DiffusionPipeline
+
+images = DiffusionPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=50).images
+```
+"""
+
+
+class Results:
+    """Writes the results of one run.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        config: the student's diffusers config.
+        shell: the pipeline around it.
+        teacher: samples from it stand beside the student's, if there is one.
+        place: the device to sample on.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        config: Mapping[str, Any],
+        shell: Shell,
+        teacher: Teacher | None,
+        place: device,
+        display: Display,
+    ):
+        self.recipe, self.run, self.config, self.shell = recipe, run, config, shell
+        self.teacher, self.place, self.display = teacher, place, display
+        self._unet: nn.Module | None = None
+        self._teacher_samples: np.ndarray | None = None
+
+    def pipeline(self, weights: Mapping[str, Tensor]) -> DiffusionPipeline:
+        """The student's pipeline with these weights, in a U-Net apart from the one in training."""
+        if self._unet is None:
+            with device("meta"):  # its weights come from outside
+                self._unet = build(self.config).eval()
+            self._unet.to_empty(device=self.place)
+        self._unet.load_state_dict(weights)
+        return self.shell.with_unet(self._unet, self.recipe.student.prediction)
+
+    def save_student(self, weights: Mapping[str, Tensor]) -> None:
+        """Write or update ``student/``; at any moment it can be loaded."""
+        if self.run.student.is_dir():
+            save_tensors(self.run.student / "unet" / _WEIGHTS, dict(weights))
+            return
+        with atomic_folder(self.run.student) as temporary:
+            self.pipeline(weights).save_pretrained(temporary, max_shard_size="1TB")
+            (temporary / "README.md").write_text(_CARD, encoding="utf-8")
+
+    def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """A picture of samples at this step: each student's under the teacher's from the same noise."""
+        count = min(_GRID, self.recipe.samples.count)
+        students = self.sample(self.pipeline(weights), count, f"samples at step {step}")
+        rows = students
+        columns = min(8, count)
+        if self.teacher is not None:
+            if self._teacher_samples is None:
+                self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
+            rows = stacked(self._teacher_samples, students)
+        save_picture(self.run.samples / f"step-{step:08d}.png", grid(rows, columns, zoom=zoom_for(students.shape[1])))
+
+    def teacher_pipeline(self) -> DiffusionPipeline:
+        assert self.teacher is not None
+        return self.shell.with_unet(self.teacher.unet.to(self.place))
+
+    def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
+        """uint8 ``(count, H, W, C)`` with the recipe's sampler."""
+        s = self.recipe.samples
+        with self.display.task(label, count, unit="images") as task:
+            return sample_images(
+                pipeline,
+                count,
+                steps=s.steps,
+                scheduler=s.scheduler,
+                seed=s.seed,
+                batch_size=s.batch_size,
+                progress=task.advance,
+            )
+
+
+def stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Pairs of images one above the other, ``(N, 2H, W, C)``."""
+    return np.concatenate([upper, lower], axis=1)
+
+
+def zoom_for(size: int) -> int:
+    """How many times to enlarge images of this size to be seen well."""
+    return max(1, 96 // size)
+
+
+def save_picture(path: Path, image: Any) -> None:
+    """A PNG, whole or not at all."""
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,0 +1,195 @@
+"""Where images come from: a folder, arrays, a Hugging Face data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.recipe import DataRecipe
+
+Image.init()
+EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf"}
+
+
+class Source(Protocol):
+    """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+    def identity(self) -> str:
+        """Changes when the images do: what a cache of them is kept under."""
+
+
+class Folder:
+    """The image files below a folder, in the order of their paths."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not self.files:
+            raise SlimdpmError(f"{root} holds no images ({', '.join(sorted(_COMMON))} and others are looked for)")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Image.Image:
+        with Image.open(self.files[index]) as image:
+            image.load()
+            return image
+
+    def name(self, index: int) -> str:
+        return str(self.files[index].relative_to(self.root))
+
+    def identity(self) -> str:
+        stats = [(self.name(i), f.stat().st_size, f.stat().st_mtime_ns) for i, f in enumerate(self.files)]
+        return repr((str(self.root.resolve()), stats))
+
+
+class Arrays:
+    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``."""
+
+    def __init__(self, images: np.ndarray, label: str = "array"):
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
+            raise SlimdpmError(
+                f"{label}: expected uint8 images of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
+                f"of shape {tuple(images.shape)}"
+            )
+        self.images, self.label = images, label
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Image.Image:
+        array = self.images[index]
+        return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+
+    def name(self, index: int) -> str:
+        return f"{self.label}[{index}]"
+
+    def identity(self) -> str:
+        sample = self.images[:: max(1, len(self.images) // 64)]
+        return repr((self.label, self.images.shape, sample.tobytes()))
+
+
+class HuggingFace:
+    """A column of a `datasets.Dataset`."""
+
+    def __init__(self, dataset: Any, column: str | None = None, label: str = "data set"):
+        features = getattr(dataset, "features", None) or {}
+        if column is None:
+            column = next((n for n, f in features.items() if type(f).__name__ == "Image"), None)
+        if column not in features:
+            wanted = f"no column {column!r}" if column else "no image column"
+            raise SlimdpmError(f"{label} has {wanted}; data.column can be one of {', '.join(features)}")
+        if not len(dataset):
+            raise SlimdpmError(f"{label} is empty")
+        self.dataset, self.column, self.label = dataset, column, label
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def image(self, index: int) -> Image.Image:
+        value = self.dataset[index][self.column]
+        return value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, np.uint8))
+
+    def name(self, index: int) -> str:
+        return f"{self.label}[{index}]"
+
+    def identity(self) -> str:
+        return repr((self.label, self.column, len(self), getattr(self.dataset, "_fingerprint", "")))
+
+
+_COMMON = {".jpg", ".png", ".webp"}
+
+
+def open_source(data: DataRecipe | Any) -> Source:
+    """The images that a recipe's `data` section names, or that a Python object holds.
+
+    Args:
+        data: a `DataRecipe`; or a path, a uint8 array, a `datasets.Dataset`, or anything with the methods of `Source`.
+
+    Raises:
+        SlimdpmError: if it is missing, empty, or not one of these.
+    """
+    if not isinstance(data, DataRecipe):
+        return _source_of_object(data)
+    if data.path.startswith("hf:"):
+        return _open_hugging_face(data)
+    if data.path.startswith("demo:"):
+        from slimdpm.demo_data import demo_source
+
+        return demo_source(data.path.removeprefix("demo:"))
+    path = Path(data.path).expanduser()
+    if not path.exists():
+        raise SlimdpmError(f"data {path} does not exist (a data set of the Hugging Face hub is written hf:NAME)")
+    if path.suffix in (".npz", ".npy"):
+        return Arrays(_load_array(path), path.name)
+    if path.is_file():
+        raise SlimdpmError(
+            f"data {path} is a file; give a folder of images, an .npz or .npy of uint8 images, or hf:NAME"
+        )
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return _open_hugging_face(data)
+    return Folder(path)
+
+
+def _source_of_object(data: Any) -> Source:
+    if isinstance(data, (str, Path)):
+        return open_source(DataRecipe(path=str(data)))
+    if isinstance(data, np.ndarray):
+        return Arrays(data)
+    if hasattr(data, "features"):
+        return HuggingFace(data)
+    if all(hasattr(data, method) for method in ("__len__", "image", "name", "identity")):
+        return data
+    raise SlimdpmError(
+        f"data of type {type(data).__name__} is not understood: give a path, a uint8 array or a data set"
+    )
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded as archive:
+            # One array by convention: "images", numpy's own "arr_0", or the first that looks like images.
+            names = [n for n in ("images", "arr_0") if n in archive.files] + archive.files
+            for name in dict.fromkeys(names):
+                array = archive[name]
+                if array.dtype == np.uint8 and array.ndim in (3, 4):
+                    return array
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
+        raise SlimdpmError(f"data {path} cannot be read as an array: {error}") from None
+    raise SlimdpmError(f"data {path} holds no uint8 array of images, only {', '.join(archive.files) or 'nothing'}")
+
+
+def _open_hugging_face(data: DataRecipe) -> Source:
+    try:
+        import datasets
+    except ImportError:
+        raise SlimdpmError("Hugging Face data sets need the package datasets: pip install slimdpm[datasets]") from None
+    name = data.path.removeprefix("hf:")
+    try:
+        if Path(name).is_dir():
+            loaded = datasets.load_from_disk(name)
+            loaded = loaded[data.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            loaded = datasets.load_dataset(name, split=data.split)
+    except KeyError:
+        raise SlimdpmError(f"{name} has no split {data.split!r}; set data.split") from None
+    except (OSError, ValueError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SlimdpmError(f"the data set {name} cannot be loaded: {reason}") from None
+    return HuggingFace(loaded, data.column, name)

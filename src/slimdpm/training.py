@@ -1,0 +1,312 @@
+"""The loop. ``slimdpm slim`` distils a teacher with it, ``slimdpm train`` trains on the images alone.
+
+Each step seeds its own randomness, so a run that was stopped and resumed takes the very steps that it would have
+taken, and there is no random state to save. Timesteps and noise are drawn for the whole batch of a step and shared
+out, so they do not depend on the number of processes or on accumulation either.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from slimdpm.checkpoint import Trainable, checkpoints, ema_weights, load_checkpoint, save_checkpoint
+from slimdpm.data import Images, StreamBatches, TrainingStream, training_loader
+from slimdpm.display import Display, loss_line
+from slimdpm.distill import Distiller, LossSettings, TappedStudent
+from slimdpm.errors import SlimdpmError
+from slimdpm.features import FeaturePair
+from slimdpm.profile import build
+from slimdpm.recipe import Recipe
+from slimdpm.run import RunFolder
+from slimdpm.teachers import Shell, Teacher
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
+
+Weights = dict[str, Tensor]
+
+
+class Stopped(Exception):
+    """The run was asked to stop and its state is saved. `signal` is the number of the signal that asked."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped after step {step}; the same command resumes")
+        self.signal, self.step = number, step
+
+
+class Trainer:
+    """One run's training, from where its folder left it to the recipe's last step.
+
+    Args:
+        recipe: of the run.
+        config: the student's diffusers config.
+        shell: the pipeline around it.
+        images: the training images.
+        run: the run's folder, open.
+        accelerator: from `slimdpm.parallel.make_accelerator`.
+        teacher: to be distilled, or None.
+        pairs: the feature pairs of teacher and student.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Mapping[str, Any],
+        shell: Shell,
+        images: Images,
+        run: RunFolder,
+        accelerator: Accelerator,
+        *,
+        teacher: Teacher | None = None,
+        pairs: list[FeaturePair] | None = None,
+        display: Display | None = None,
+    ):
+        self.recipe, self.settings, self.config, self.shell = recipe, recipe.train, config, shell
+        self.images, self.run, self.accelerator = images, run, accelerator
+        self.display = display or Display()
+        self.micro_batch, self.accumulation = split_batch(recipe, accelerator.num_processes)
+        self.state = self._new_state(pairs or [])
+        self.distiller = self._new_distiller(teacher, pairs or [])
+        self.wrapped = accelerator.prepare_model(self.state.student)
+        self.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
+        self.state.scaler = accelerator.scaler
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
+        self._mark = time.monotonic()
+
+    def _new_state(self, pairs: list[FeaturePair]) -> Trainable:
+        s = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed)
+            unet = build(self.config)
+            student = TappedStudent(unet, pairs)
+        if s.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        student.to(self.accelerator.device).train()
+        if s.compile:
+            student.compile()
+        optimizer = torch.optim.AdamW(
+            student.parameters(), lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True
+        )
+        schedule = get_scheduler(
+            _SCHEDULES[s.schedule], optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps
+        )
+        return Trainable(student, EMAModel(unet.parameters(), decay=s.ema, foreach=True), optimizer, schedule)
+
+    def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
+        d, device = self.recipe.distill, self.accelerator.device
+        process = self.shell.process.to(device)
+        if self.shell.autoencoder is not None:
+            self.shell.autoencoder.requires_grad_(False).eval().to(device)
+        return Distiller(
+            self.state.student,
+            replace(process, prediction=self.recipe.student.prediction or process.prediction),
+            teacher=teacher.unet.to(device) if teacher else None,
+            teacher_prediction=process.prediction,
+            pairs=pairs,
+            settings=LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize),
+        )
+
+    def train(
+        self,
+        on_checkpoint: Callable[[Weights], None] = lambda weights: None,
+        on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+    ) -> Weights:
+        """Train to the last step.
+
+        Args:
+            on_checkpoint: called by the main process with the averaged weights after each checkpoint.
+            on_sample: called by the main process with the step and the averaged weights every `sample_every` steps.
+
+        Returns:
+            the averaged weights.
+
+        Raises:
+            Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
+            SlimdpmError: if the loss is not finite, or a checkpoint cannot be written.
+        """
+        s = self.settings
+        grid_every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
+        self._resume()
+        batches = self._batches()
+        label = "distilling" if self.distiller.teacher is not None else "training"
+        with (
+            torch.random.fork_rng(devices=_cuda_devices(self.accelerator.device)),
+            stop_signals() as received,
+            self.display.task(label, s.steps, done=self.state.step, unit="steps") as task,
+        ):
+            self._mark = time.monotonic()
+            while self.state.step < s.steps:
+                self._step(batches)
+                step = self.state.step
+                stop = self._agreed(received)
+                last = stop or step == s.steps
+                numbers = self._flush() if last or step % s.log_every == 0 or step % s.checkpoint_every == 0 else ""
+                if last or step % s.checkpoint_every == 0:
+                    self._checkpoint(on_checkpoint)
+                if stop:
+                    raise Stopped(stop, step)
+                if grid_every and step % grid_every == 0 and self.accelerator.is_main_process:
+                    on_sample(step, self.weights())
+                task.advance(1, numbers)
+        self.accelerator.wait_for_everyone()
+        return self.weights()
+
+    def weights(self) -> Weights:
+        """The averaged weights of the student, under its own names."""
+        return ema_weights(self.state.student.unet, self.state.ema)
+
+    def _resume(self) -> None:
+        found = checkpoints(self.run.checkpoints)
+        if not found:
+            return
+        load_checkpoint(found[-1], self.state)
+        if self.accelerator.is_main_process:
+            self.run.forget_after(self.state.step)
+            self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
+
+    def _batches(self) -> Iterator[Tensor]:
+        data, a = self.recipe.data, self.accelerator
+        stream = TrainingStream(self.images, flip=data.flip, seed=self.settings.seed)
+        steps = [step * self.accumulation for step in (self.state.step, self.settings.steps)]
+        batches = StreamBatches(self.micro_batch, *steps, rank=a.process_index, world_size=a.num_processes)
+        return iter(training_loader(stream, batches, workers=data.workers, pin=a.device.type == "cuda"))
+
+    def _step(self, batches: Iterator[Tensor]) -> None:
+        """One optimiser step."""
+        a, s = self.accelerator, self.settings
+        timesteps, noise = self._draw()
+        sums: dict[str, Tensor] = {}
+        for micro in range(self.accumulation):
+            images = next(batches).to(a.device, non_blocking=True)
+            place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
+            share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
+            torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
+            with a.accumulate(self.wrapped):
+                with a.autocast():
+                    losses = self.distiller.losses(
+                        self.shell.encode(images),
+                        noise[share],
+                        timesteps[share],
+                        self.shell.conditioning.training_inputs({}),
+                        student=self.wrapped,
+                    )
+                a.backward(losses["loss"])
+                if a.sync_gradients:
+                    sums["grad_norm"] = a.clip_grad_norm_(self.wrapped.parameters(), s.clip or math.inf)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                part = value.detach() / self.accumulation
+                sums[name] = sums[name] + part if name in sums else part
+        self.state.schedule.step()
+        self.state.ema.step(self.state.student.unet.parameters())
+        self.state.step += 1
+        self._pending.append((self.state.step, sums))
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Timesteps ``(B,)`` and noise ``(B, C, H, W)`` of a step's whole batch, the same in every process."""
+        s, device = self.settings, self.accelerator.device
+        torch.manual_seed(_seed(s.seed, self.state.step, 0))
+        timesteps = torch.randint(len(self.distiller.process), (s.batch_size,), device=device)
+        size = (s.batch_size, self.shell.channels, self.shell.size, self.shell.size)
+        return timesteps, torch.randn(size, device=device)
+
+    def _flush(self) -> str:
+        """Log the mean of the steps since the last time. Returns it as a line.
+
+        Raises:
+            SlimdpmError: if a loss among them is not finite.
+        """
+        steps = [step for step, _ in self._pending]
+        table = {name: torch.stack([v[name].float() for _, v in self._pending]) for name in self._pending[0][1]}
+        table = {name: self.accelerator.reduce(column, "mean") for name, column in table.items()}
+        self._pending.clear()
+        bad = (~torch.isfinite(table["loss"])).nonzero().flatten().tolist()
+        if bad:
+            raise self._not_finite(steps[bad[0]], {name: column[bad[0]].item() for name, column in table.items()})
+        seconds = time.monotonic() - self._mark
+        self._mark = time.monotonic()
+        self.state.seconds += seconds
+        values = {name: column.mean().item() for name, column in table.items()}
+        values["lr"] = float(self.state.schedule.get_last_lr()[0])
+        values["images_per_second"] = len(steps) * self.settings.batch_size / seconds
+        if self.accelerator.is_main_process:
+            self.run.log({"step": steps[-1], **values, "seconds": round(self.state.seconds, 2)})
+            self.accelerator.log(values, step=steps[-1])
+        return f"{loss_line(values)}  {values['images_per_second']:.0f} images/s"
+
+    def _not_finite(self, step: int, values: Mapping[str, float]) -> SlimdpmError:
+        parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        found = checkpoints(self.run.checkpoints)
+        good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        return SlimdpmError(f"the loss is not finite at step {step} ({parts}); {good}. Try a lower train.lr, or bf16")
+
+    def _checkpoint(self, on_checkpoint: Callable[[Weights], None]) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run.checkpoints, self.state, keep=self.settings.keep)
+            on_checkpoint(self.weights())
+        self.accelerator.wait_for_everyone()
+
+    def _agreed(self, received: list[int]) -> int:
+        """The signal to stop at, the same in all processes after the same step; 0 to go on."""
+        if self.accelerator.num_processes == 1:
+            return received[0] if received else 0
+        mine = torch.tensor(received[0] if received else 0, device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
+
+
+def split_batch(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """(images in a micro-step of one process, micro-steps in a step).
+
+    Raises:
+        SlimdpmError: if the processes cannot share the batch evenly.
+    """
+    total, most = recipe.train.batch_size, recipe.train.max_batch_per_device
+    if total % processes:
+        raise SlimdpmError(f"train.batch_size {total} cannot be shared evenly by {processes} processes")
+    share = total // processes
+    micro = next(n for n in range(min(share, most or share), 0, -1) if share % n == 0)
+    return micro, share // micro
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one does interrupt."""
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

@@ -1,0 +1,172 @@
+"""The command line in its own process: what it prints, and one line and exit code 2 for a user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from diffusers import DiffusionPipeline, UNet2DModel
+from typer.testing import CliRunner
+
+import slimdpm
+from slimdpm import SlimdpmError
+from slimdpm.cli import app
+
+QUICK = ["--width", "8", "--steps", "2"]
+for setting in ("train.sample_every=0", "train.batch_size=4", "train.trackers=[]", "samples.count=2", "samples.steps=2", "data.workers=0"):
+    QUICK += ["--set", setting]
+
+
+def slimdpm_command(*arguments):
+    command = [sys.executable, "-m", "slimdpm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def invoke(*arguments):
+    """In this process, for speed; a mistake is raised instead of printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    return result.output
+
+
+def test_slim_then_sample_then_plain_diffusers(tmp_path, teacher_folder, image_folder):
+    done = slimdpm_command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *QUICK)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "student: SpectralUNet2DModel, channels 8-16",
+        "feature pairs: down_blocks.0",
+        "distilling: 2/2 steps",
+        "report:",
+    ):
+        assert words in done.stdout
+    assert "images/s" in done.stdout and "spatial" in done.stdout
+    assert done.stderr == ""
+    invoke("sample", tmp_path / "run", "-n", 3, "--steps", 2, "--scheduler", "dpm++", "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 3
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
+    assert type(pipeline.unet) is slimdpm.SpectralUNet2DModel
+
+
+def test_train_a_teacher_and_its_lite_baseline(tmp_path, image_folder):
+    (tmp_path / "net.json").write_text(json.dumps({**TINY, "_class_name": "UNet2DModel"}))
+    quick = QUICK[2:]
+    invoke("train", image_folder, "-o", tmp_path / "teacher", "--model", tmp_path / "net.json", *quick)
+    out = invoke("train", image_folder, "-o", tmp_path / "lite", "--like", tmp_path / "teacher", "--ratio", "3", *quick)
+    assert "times the student's MACs" in out
+    lite = DiffusionPipeline.from_pretrained(tmp_path / "lite" / "student")
+    assert type(lite.unet) is UNet2DModel and lite.unet.config.block_out_channels != [16, 32]
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path, teacher_folder, image_folder):
+    out = invoke("slim", teacher_folder, image_folder, "-o", tmp_path / "run", "--ratio", "3", "--dry-run")
+    assert "student: SpectralUNet2DModel" in out and "feature pairs:" in out and "12 images of" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_prints_the_papers_figures():
+    out = invoke("profile", "ldm4-spectral", "ldm4-lite", "--against", "ldm4")
+    assert "21.17 M" in out and "6.688 G" in out and "8.169 G" in out and "14.36" in out and "12.23" in out
+    values = json.loads(invoke("profile", "ldm4-spectral", "--against", "ldm4", "--json"))
+    assert values["ldm4-spectral"]["params"] == 21171059
+    assert values["ldm4-spectral"]["ratio"] == pytest.approx(14.357, abs=0.001)
+
+
+@pytest.mark.parametrize("command", [[], ["slim"], ["train"], ["sample"], ["profile"], ["demo"]])
+def test_help_teaches(command):
+    out = invoke(*command, "--help")
+    assert "Usage" in out
+    if command in (["slim"], ["train"], ["sample"], ["profile"]):
+        assert f"slimdpm {command[0]} " in out  # an example
+
+
+def test_version():
+    assert invoke("--version").strip() == f"slimdpm {version('slimdpm')}"
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, teacher_folder):
+    """Places that a user may point at by mistake."""
+    root = tmp_path_factory.mktemp("bad")
+    (root / "empty").mkdir()
+    (root / "broken").mkdir()
+    for i in range(2):
+        (root / "broken" / f"{i}.jpg").write_text("no image")
+    (root / "text.txt").write_text("hello")
+    (root / "other").mkdir()
+    (root / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (root / "recipe.yaml").write_text("train: {stepz: 3}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["slim", "{teacher}", "{bad}/none"], "data {bad}/none does not exist"),
+        (["slim", "{teacher}", "{bad}/empty"], "{bad}/empty holds no images"),
+        (["slim", "{teacher}", "{bad}/broken", *QUICK], "none of the 2 images can be read; the first is 0.jpg"),
+        (["slim", "{bad}/text.txt", "{images}"], "is a file: give a diffusers folder"),
+        (["slim", "{bad}/other", "{images}"], "is a StableDiffusionPipeline; supported are"),
+        (["slim", "{teacher}", "{images}", "--size", "15"], "their size is a multiple of 2; set data.size to 14 or 16"),
+        (
+            ["slim", "{teacher}", "{images}", "--recipe", "{bad}/recipe.yaml"],
+            "recipe: unknown key train.stepz; did you mean steps?",
+        ),
+        (["slim", "{teacher}", "{images}", "--set", "nonsense=1"], "recipe: unknown key nonsense"),
+        (["slim", "{teacher}", "{images}", "--ratio", "0"], "student.ratio: input should be greater than 1, got 0"),
+        (
+            ["slim", "{teacher}", "{images}", "--ratio", "1000"],
+            "student.ratio: input should be less than 1000, got 1000",
+        ),
+        (["slim", "{teacher}", "{images}", "--ratio", "500"], "a ratio of 500 cannot be met"),
+        (["slim", "{teacher}"], "recipe: data is missing: the images, a folder"),
+        (["slim"], "recipe: data is missing"),
+        (["train", "{images}"], "training needs a network"),
+        (["train", "{images}", "--model", "nope"], "no preset and no folder is called 'nope'"),
+        (["profile", "nope"], "no preset and no folder is called 'nope'; the presets are ldm4"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, bad, teacher_folder, image_folder, tmp_path):
+    places = {"teacher": teacher_folder, "images": image_folder, "bad": bad}
+    arguments = [a.format(**places) for a in arguments]
+    output = ["-o", str(tmp_path / "run")] if arguments[0] in ("slim", "train") else []
+    with pytest.raises(SlimdpmError) as error:
+        invoke(*arguments, *output)
+    assert words.format(**places) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())  # nothing is written
+
+
+def test_a_mistake_exits_with_two_and_no_traceback(tmp_path, teacher_folder):
+    done = slimdpm_command("slim", teacher_folder, tmp_path / "none", "-o", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: data {tmp_path}/none does not exist (a data set of the Hugging Face hub is written hf:NAME)"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_from_python(tmp_path, teacher_folder):
+    teacher = DiffusionPipeline.from_pretrained(teacher_folder)
+    data = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    settings = {"train.batch_size": 4, "train.trackers": [], "samples.count": 2, "samples.steps": 2}
+    options = {"steps": 2, "settings": settings, "progress": False}
+    student = slimdpm.slim(teacher, data, ratio=3, **options)
+    assert type(student.unet) is slimdpm.SpectralUNet2DModel
+    assert student(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+    kept = slimdpm.slim(teacher, data, ratio=3, output=tmp_path / "run", **options)
+    assert all(torch.equal(a, b) for a, b in zip(student.unet.parameters(), kept.unet.parameters(), strict=True))
+    with pytest.raises(SlimdpmError, match="data.path differs"):  # other images in the same folder
+        slimdpm.slim(teacher, data[::-1].copy(), ratio=3, output=tmp_path / "run", **options)
+
+
+def test_train_from_python(image_folder):
+    settings = {"train.batch_size": 4, "train.trackers": [], "samples.count": 2, "samples.steps": 2}
+    overrides = {"student.overrides": {"block_out_channels": [8, 8, 16]}}
+    pipeline = slimdpm.train(
+        "pixel-32", image_folder, size=16, steps=1, settings={**settings, **overrides}, progress=False
+    )
+    assert pipeline.unet.config.sample_size == 16

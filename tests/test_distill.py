@@ -1,0 +1,162 @@
+"""Feature pairs and the distiller: what is compared, and where the gradients go."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY, TINY_CONDITION, TINY_RESNET
+from diffusers import DDPMScheduler, UNet2DModel
+
+from slimdpm import SpectralUNet2DModel
+from slimdpm.distill import Distiller, LossSettings, TappedStudent
+from slimdpm.errors import SlimdpmError
+from slimdpm.features import FeatureTaps, block_names, match_features, tap_shapes
+from slimdpm.losses import frequency_loss, spatial_loss, spectral_weight
+from slimdpm.process import Process
+
+TEACHER = {**TINY, "_class_name": "UNet2DModel"}
+STUDENT = {**TINY, "block_out_channels": (8, 16), "_class_name": "SpectralUNet2DModel"}
+DEEP = {
+    **TEACHER,
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+}
+
+
+def make(settings=None, prediction="epsilon", teacher_prediction="epsilon"):
+    pairs = match_features(STUDENT, TEACHER)
+    student = TappedStudent(SpectralUNet2DModel(**{k: v for k, v in STUDENT.items() if k[0] != "_"}), pairs)
+    process = Process(Process.of_scheduler(DDPMScheduler()).alphas_cumprod, prediction)
+    teacher = UNet2DModel(**TINY)
+    return Distiller(
+        student,
+        process,
+        teacher=teacher,
+        teacher_prediction=teacher_prediction,
+        pairs=pairs,
+        settings=settings or LossSettings(),
+    )
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.tensor([30, 600])
+
+
+def test_tap_shapes_are_those_of_a_real_forward_pass():
+    model = UNet2DModel(**TINY)
+    taps = FeatureTaps(model, block_names(model))
+    model(torch.randn(1, 3, 16, 16), 5)
+    assert [(s.channels, s.height, s.width) for s in tap_shapes(TEACHER)] == [f.shape[1:] for f in taps.take()]
+    assert [s.scale for s in tap_shapes(TEACHER)] == [2, 2, 2, 1, 1]
+    with pytest.raises(KeyError):
+        taps.take()  # features are handed over once
+
+
+@pytest.mark.parametrize("config", [TEACHER, {**TINY_RESNET, "_class_name": "UNet2DModel"}])
+def test_networks_of_one_topology_are_paired_block_by_block(config):
+    narrow = {**config, "block_out_channels": (8, 16), "_class_name": "SpectralUNet2DModel"}
+    pairs = match_features(narrow, config)
+    assert [(p.student.name, p.teacher.name) for p in pairs] == [
+        (name, name) for name in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
+    ]
+    assert str(pairs[0]) == "down_blocks.0 (8x8x8) -> down_blocks.0 (16x8x8)"
+
+
+def test_networks_of_another_depth_are_paired_by_scale_from_the_inside():
+    pairs = match_features(STUDENT, DEEP)
+    # Two blocks at half size against one: the inner one has the counterpart. The middles are at different scales.
+    assert [(p.student.name, p.teacher.name) for p in pairs] == [
+        ("down_blocks.1", "down_blocks.0"),
+        ("up_blocks.0", "up_blocks.1"),
+        ("up_blocks.1", "up_blocks.2"),
+    ]
+    assert all((p.student.height, p.student.width) == (p.teacher.height, p.teacher.width) for p in pairs)
+
+
+def test_conditional_networks_can_be_tapped():
+    names = [s.name for s in tap_shapes({**TINY_CONDITION, "_class_name": "UNet2DConditionModel"})]
+    assert names == ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
+
+
+def test_pairs_can_be_chosen():
+    pairs = match_features(STUDENT, TEACHER, pairs=["mid_block", "down_blocks.0:down_blocks.1"])
+    assert [(p.student.name, p.teacher.name) for p in pairs] == [
+        ("mid_block", "mid_block"),
+        ("down_blocks.0", "down_blocks.1"),
+    ]
+    assert match_features(STUDENT, TEACHER, pairs="none") == []
+    assert [p.student.name for p in match_features(STUDENT, TEACHER, levels=[1])] == ["up_blocks.0", "up_blocks.1"]
+    with pytest.raises(SlimdpmError, match="the teacher has no block 'up_blocks.9'"):
+        match_features(STUDENT, TEACHER, pairs=["mid_block:up_blocks.9"])
+    with pytest.raises(SlimdpmError, match="different sizes"):
+        match_features(STUDENT, TEACHER, pairs=["up_blocks.1:down_blocks.0"])
+
+
+def test_loss_is_the_sum_that_the_paper_writes(batch):
+    x0, noise, t = batch
+    distiller = make(LossSettings(lambda_spatial=0.3, lambda_freq=0.7))
+    losses = distiller.losses(x0, noise, t)
+    assert set(losses) == {"loss", "denoising", "spatial", "frequency"}
+    total = losses["denoising"] + 0.3 * losses["spatial"] + 0.7 * losses["frequency"]
+    torch.testing.assert_close(losses["loss"], total)
+    # The parts, recomputed from two plain forward passes.
+    x_t = distiller.process.add_noise(x0, noise, t)
+    prediction, features = distiller.student(x_t, t)
+    truth, truths = distiller.teach(x_t, t, {})
+    pairs = [(prediction, truth), *zip(features, truths, strict=True)]
+    assert len(pairs) == 6
+    weights = [spectral_weight(x0, tuple(s.shape[-2:])) for s, _ in pairs]
+    torch.testing.assert_close(losses["spatial"], spatial_loss(pairs))
+    torch.testing.assert_close(losses["frequency"], frequency_loss(pairs, weights))
+    torch.testing.assert_close(losses["denoising"], (prediction - noise).square().mean())
+
+
+def test_gradients_reach_student_and_aligners_and_never_the_teacher(batch):
+    distiller = make()
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    distiller.losses(*batch)["loss"].backward()
+    assert [n for n, p in distiller.student.named_parameters() if p.grad is None] == []
+    assert len(distiller.student.aligners) == 5
+    assert all(p.grad is None and not p.requires_grad for p in distiller.teacher.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in distiller.teacher.state_dict().items())
+    assert not distiller.teacher.training
+
+
+def test_the_students_state_holds_no_teacher_and_its_unet_no_aligner():
+    distiller = make()
+    assert {name.split(".")[0] for name in distiller.student.state_dict()} == {"unet", "aligners"}
+    plain = SpectralUNet2DModel(**{k: v for k, v in STUDENT.items() if k[0] != "_"})
+    assert distiller.student.unet.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_part_of_weight_zero_is_not_computed(batch):
+    assert set(make(LossSettings(lambda_spatial=0)).losses(*batch)) == {"loss", "denoising", "frequency"}
+    assert set(make(LossSettings(lambda_freq=0)).losses(*batch)) == {"loss", "denoising", "spatial"}
+
+
+def test_without_a_teacher_only_denoising_is_left(batch):
+    student = TappedStudent(UNet2DModel(**TINY))
+    distiller = Distiller(student, Process.of_scheduler(DDPMScheduler()))
+    losses = distiller.losses(*batch)
+    assert set(losses) == {"loss", "denoising"}
+    assert losses["loss"] is losses["denoising"]
+
+
+@pytest.mark.parametrize("teacher_prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_networks_that_are_right_agree_whatever_they_predict(prediction, teacher_prediction, batch):
+    """Like is compared with like: two perfect networks of different kinds have no loss at all."""
+    x0, noise, t = batch
+    distiller = make(prediction=prediction, teacher_prediction=teacher_prediction)
+    process = distiller.process
+
+    def perfect(kind):
+        return lambda x_t, t, **_: (process.target(kind, x0, noise, t), [])
+
+    distiller.teacher.forward = lambda x_t, t, **_: (process.target(teacher_prediction, x0, noise, t),)
+    distiller.teacher_taps.names.clear()
+    losses = distiller.losses(x0, noise, t, student=perfect(prediction))
+    for name, value in losses.items():
+        assert value.item() < 1e-6, name

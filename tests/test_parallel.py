@@ -1,0 +1,107 @@
+"""Two gloo processes on a CPU do what one does with the joined batch, feature taps included."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from slimdpm import SpectralUNet2DModel
+from slimdpm.distill import Distiller, TappedStudent
+from slimdpm.errors import SlimdpmError
+from slimdpm.features import match_features
+from slimdpm.process import Process
+from slimdpm.recipe import validate
+from slimdpm.training import split_batch
+
+STUDENT = {**TINY, "block_out_channels": (8, 16)}
+
+
+def gradients(rank: int = 0, world: int = 1):
+    """Gradients of the distillation loss for this process's share of a batch of four."""
+    torch.manual_seed(0)
+    pairs = match_features({**STUDENT, "_class_name": "SpectralUNet2DModel"}, {**TINY, "_class_name": "UNet2DModel"})
+    student = TappedStudent(SpectralUNet2DModel(**STUDENT), pairs)
+    teacher = UNet2DModel(**TINY)
+    distiller = Distiller(student, Process.of_scheduler(DDPMScheduler()), teacher=teacher, pairs=pairs)
+    x0, noise, t = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.tensor([1, 200, 500, 900])
+    share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    wrapped = torch.nn.parallel.DistributedDataParallel(student) if world > 1 else student
+    losses = distiller.losses(x0[share], noise[share], t[share], student=wrapped)
+    losses["loss"].backward()
+    return {name: p.grad for name, p in student.named_parameters()}
+
+
+def launch(tmp_path, *command):
+    """Run a command in two processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    codes, outputs = launch(tmp_path, __file__, str(tmp_path))
+    assert codes == [0, 0], outputs
+    expected = gradients()
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_run_on_two_processes_is_the_run_on_one(tmp_path, teacher_folder, image_folder):
+    settings = [
+        f"teacher={teacher_folder}", f"data.path={image_folder}", "student.width=8", "train.steps=4",
+        "train.batch_size=4", "train.checkpoint_every=2", "train.log_every=1", "train.trackers=[]", "data.workers=0",
+        "samples.count=2", "samples.steps=2",
+    ]  # fmt: skip
+    options = [part for s in settings for part in ("--set", s)]
+    codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "two"), *options)
+    assert codes == [0, 0], outputs
+    assert "student:" in outputs[0] and "student:" not in outputs[1]  # one of them speaks
+    one = subprocess.run([sys.executable, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "one"), *options])
+    assert one.returncode == 0
+    weights = [load_file(tmp_path / n / "checkpoints/step-00000004/student.safetensors") for n in ("one", "two")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=2e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "processes", "expected"),
+    [(64, None, 1, (64, 1)), (64, 20, 2, (16, 2)), (12, 5, 1, (4, 3)), (7, 2, 1, (1, 7))],
+)
+def test_batches_are_split_over_processes_and_micro_steps(batch, most, processes, expected):
+    recipe = validate({"data": {"path": "x"}, "train": {"batch_size": batch, "max_batch_per_device": most}})
+    assert split_batch(recipe, processes) == expected
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(SlimdpmError, match="batch_size 64 cannot be shared evenly by 3 processes"):
+        split_batch(validate({"data": {"path": "x"}}), 3)
+
+
+if __name__ == "__main__":
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    save_file(gradients(rank, 2), os.path.join(sys.argv[1], f"{rank}.safetensors"))
+    torch.distributed.destroy_process_group()

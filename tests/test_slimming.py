@@ -1,0 +1,185 @@
+"""Costs against hand counts and the paper's table; budgets that are met, and those that cannot be."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, TINY_RESNET
+from torch import nn
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.presets import PRESETS, find_network
+from slimdpm.profile import build, measure, measure_model
+from slimdpm.slimming import Budget, plan_student
+
+TEACHER = {**TINY, "block_out_channels": (64, 128), "norm_num_groups": 16, "_class_name": "UNet2DModel"}
+
+# (parameters, conv+linear MACs, all MACs) as the design document has them
+TABLE = {
+    "ldm4": (274.06e6, 96.02e9, 101.20e9),
+    "ldm4-lite": (22.41e6, 7.85e9, 9.33e9),
+    "ldm4-spectral": (21.17e6, 6.69e9, 8.17e9),
+    "ldm8-church": (294.97e6, 18.7e9, 20.9e9),
+    "ldm4-imagenet": (400.92e6, 99.77e9, 104.23e9),
+    "sd-v1": (859.52e6, 338.61e9, 401.64e9),
+    "sd-v1-spectral": (77.75e6, 27.58e9, 46.49e9),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_presets_cost_what_the_paper_says(name):
+    cost = measure(PRESETS[name].config, tokens=PRESETS[name].tokens)
+    assert (cost.params, cost.macs, cost.macs_all) == pytest.approx(TABLE[name], rel=0.005)
+    params, macs = PRESETS[name].paper
+    assert params is None or cost.params == pytest.approx(params, rel=0.01)
+    assert macs is None or cost.macs == pytest.approx(macs, rel=0.01)
+
+
+def test_the_student_of_the_paper_is_fourteen_times_cheaper():
+    teacher, student = (measure(PRESETS[name].config) for name in ("ldm4", "ldm4-spectral"))
+    assert teacher.macs / student.macs >= 14
+
+
+def test_macs_equal_a_count_by_hand():
+    """Every convolution, linear layer and attention product of a forward pass, counted from shapes by hooks."""
+    model = build(TEACHER)
+    counts = {"conv": 0, "linear": 0, "attention": 0}
+
+    def conv(module, args, output):
+        taps = module.kernel_size[0] * module.kernel_size[1] * module.in_channels // module.groups
+        counts["conv"] += output.numel() * taps
+
+    def linear(module, args, output):
+        counts["linear"] += output.numel() * module.in_features
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(conv)
+        elif isinstance(module, nn.Linear):
+            module.register_forward_hook(linear)
+        elif type(module).__name__ == "Attention":
+            module.register_forward_hook(
+                lambda m, args, out: counts.__setitem__(
+                    "attention", counts["attention"] + 2 * out.shape[1] * (out.shape[-1] * out.shape[-2]) ** 2
+                )
+            )
+    with torch.no_grad():
+        model(torch.randn(1, 3, 16, 16), 3)
+    cost = measure(TEACHER)
+    assert cost.macs == counts["conv"] + counts["linear"]
+    assert cost.macs_all == cost.macs + counts["attention"]
+    assert cost.params == sum(p.numel() for p in model.parameters())
+    assert measure_model(model) == cost
+
+
+def test_gating_is_counted():
+    config = {**TEACHER, "_class_name": "SpectralUNet2DModel"}
+    plain, gated = measure(TEACHER), measure(config)
+    # One stride-2 and one full-resolution 3x3 convolution go; a 1x1 in four groups, two FFNs and the fold come.
+    c, down, up = 64, 8, 16
+    c2 = 128
+    gone = 9 * c * c * down**2 + 9 * c2 * c2 * up**2
+    ffn = lambda n: n * (n // 4) + (n // 4) * 4 * n  # noqa: E731
+    come = 4 * c2 * (c2 // 4) * down**2 + ffn(c) + ffn(c2) + 4 * c * down**2
+    assert plain.macs - gated.macs == gone - come
+
+
+@pytest.mark.parametrize("kind", ["spectral", "lite"])
+@pytest.mark.parametrize("budget", [Budget(ratio=8), Budget(ratio=12), Budget(max_macs=2e7), Budget(max_params=3e5)])
+def test_budgets_are_kept_and_used(kind, budget):
+    plan = plan_student(TEACHER, budget, kind=kind)
+    limit = {"ratio": plan.teacher_cost.macs / (budget.ratio or 1), "max_macs": budget.max_macs or 0}
+    spent, most = (
+        (plan.cost.params, budget.max_params)
+        if budget.max_params
+        else (plan.cost.macs, limit["ratio"] if budget.ratio else limit["max_macs"])
+    )
+    assert 0.9 * most <= spent <= most
+    assert plan.cost == measure(plan.config)
+    assert plan.config["_class_name"] == ("SpectralUNet2DModel" if kind == "spectral" else "UNet2DModel")
+    build(plan.config)(torch.randn(2, 3, 16, 16), 3)
+
+
+def test_lite_and_spectral_of_one_ratio_cost_the_same_within_three_percent():
+    plans = [plan_student(PRESETS["pixel-32"].config, Budget(ratio=8), kind=k) for k in ("lite", "spectral")]
+    assert plans[0].cost.macs == pytest.approx(plans[1].cost.macs, rel=0.03)
+    assert all(plan.ratio >= 8 for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [(name, Budget(width=64)) for name in ("ldm4", "ldm8-church", "ldm4-imagenet", "sd-v1")]
+    + [("ldm4", Budget(ratio=14)), ("sd-v1", Budget(ratio=12))],
+)
+def test_widths_honour_groups_and_heads(name, budget):
+    preset = PRESETS[name]
+    config = plan_student(preset.config, budget, tokens=preset.tokens).config
+    groups, heads = config["norm_num_groups"], config["attention_head_dim"]
+    assert all(c % groups == 0 and c // groups >= 2 for c in config["block_out_channels"])
+    levels = zip(config["block_out_channels"], config["down_block_types"], strict=True)
+    assert all(c % heads == 0 for c, block in levels if "Attn" in block)
+
+
+def test_the_papers_width_gives_the_papers_student():
+    plan = plan_student(PRESETS["ldm4"].config, Budget(width=64))
+    assert plan.config["block_out_channels"] == [64, 128, 192, 256]
+    assert plan.cost == measure(PRESETS["ldm4-spectral"].config)
+    assert plan.ratio == pytest.approx(14.36, abs=0.01)
+
+
+def test_heads_of_one_size_stay_that_size():
+    config = {
+        **PRESETS["sd-v1"].config,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "attention_head_dim": [5, 10, 20, 20],
+    }
+    student = plan_student(config, Budget(width=128)).config
+    assert student["attention_head_dim"] == [2, 4, 8, 8]
+
+
+def test_overrides_come_before_the_budget():
+    plan = plan_student(TEACHER, Budget(ratio=6), overrides={"layers_per_block": 2, "wavelet_expansion": "dense"})
+    assert plan.config["layers_per_block"] == 2 and plan.config["wavelet_expansion"] == "dense" and plan.ratio >= 6
+    fixed = plan_student(TEACHER, Budget(), overrides={"block_out_channels": [24, 48], "norm_num_groups": 8})
+    assert fixed.config["block_out_channels"] == [24, 48]
+
+
+def test_resampling_inside_residual_blocks_can_be_slimmed():
+    teacher = {**TINY_RESNET, "block_out_channels": (64, 128), "_class_name": "UNet2DModel"}
+    plan = plan_student(teacher, Budget(ratio=8))
+    assert plan.ratio >= 8
+    build(plan.config)(torch.randn(2, 3, 16, 16), 3)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (Budget(ratio=900), "a ratio of 900 cannot be met: the slimmest student of this teacher has"),
+        (Budget(max_macs=1), "1 MACs cannot be met"),
+        (Budget(max_params=10), "10 parameters cannot be met"),
+        (Budget(width=50), "a width of 50 does not fit"),
+    ],
+)
+def test_what_cannot_be_met_names_the_nearest(budget, words):
+    with pytest.raises(SlimdpmError, match=words) as error:
+        plan_student(TEACHER, budget)
+    if budget.ratio:  # and the nearest can indeed be met
+        nearest = float(str(error.value).split("has ")[1].split(" times")[0])
+        assert plan_student(TEACHER, Budget(ratio=math.floor(nearest * 10) / 10 - 0.1)).ratio >= nearest - 0.2
+
+
+def test_only_unets_are_slimmed():
+    with pytest.raises(SlimdpmError, match="not a network that slimdpm knows"):
+        plan_student({"_class_name": "DiTTransformer2DModel", "sample_size": 8}, Budget(ratio=2))
+
+
+def test_networks_are_found_by_preset_file_and_folder(tmp_path):
+    build(TEACHER).save_pretrained(tmp_path / "unet")
+    for place in (tmp_path, tmp_path / "unet", tmp_path / "unet" / "config.json"):
+        assert measure(find_network(str(place)).config) == measure(TEACHER)
+    assert find_network("ldm4") is PRESETS["ldm4"]
+    with pytest.raises(SlimdpmError, match="no preset and no folder"):
+        find_network("ldm5")
+    (tmp_path / "text.json").write_text("hello")
+    with pytest.raises(SlimdpmError, match="no config.json"):
+        find_network(str(tmp_path / "text.json"))
