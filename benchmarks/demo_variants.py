@@ -76,7 +76,9 @@ def table(results: dict) -> str:
         overall, upper = (np.array([np.divide(r[k], b[k]) for r, b in pairs]) for k in ("overall", "upper"))
         levels = " ".join(f"{v:.3f}" for v in upper.mean(axis=0))
         macs = next(iter(seeds.values()))["macs"] / 1e6
-        lines.append(f"{name:24} {macs:6.1f} {overall.mean():8.4f} {upper.mean():8.4f}   {levels}  ({len(pairs)} seeds)")
+        lines.append(
+            f"{name:24} {macs:6.1f} {overall.mean():8.4f} {upper.mean():8.4f}   {levels}  ({len(pairs)} seeds)"
+        )
     return "\n".join(lines)
 
 

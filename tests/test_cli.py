@@ -18,7 +18,14 @@ from slimdpm import SlimdpmError
 from slimdpm.cli import app
 
 QUICK = ["--width", "8", "--steps", "2"]
-for setting in ("train.sample_every=0", "train.batch_size=4", "train.trackers=[]", "samples.count=2", "samples.steps=2", "data.workers=0"):
+for setting in (
+    "train.sample_every=0",
+    "train.batch_size=4",
+    "train.trackers=[]",
+    "samples.count=2",
+    "samples.steps=2",
+    "data.workers=0",
+):
     QUICK += ["--set", setting]
 
 

@@ -24,7 +24,7 @@ def test_every_key_of_a_recipe_is_documented_with_its_default():
             assert default is None or key == "data.path", key
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/*.yaml")) + [ROOT / "src/slimdpm/assets/demo.yaml"])
+@pytest.mark.parametrize("file", [*sorted(ROOT.glob("recipes/*.yaml")), ROOT / "src/slimdpm/assets/demo.yaml"])
 def test_every_recipe_is_valid(file):
     recipe = load_recipe(file)
     if recipe.student.base is not None:
