@@ -15,17 +15,20 @@ from rich.table import Table
 from slimdpm.data import to_model_range
 from slimdpm.demo_data import demo_source
 from slimdpm.display import Display
+from slimdpm.images import grid
 from slimdpm.job import Job, plan_job, run_job
 from slimdpm.metrics.denoising import denoising_errors
 from slimdpm.profile import Cost
 from slimdpm.recipe import Recipe, load_recipe
 from slimdpm.report import Entry, Report, machine_facts, write_report
+from slimdpm.results import save_picture
 from slimdpm.run import RunFolder
 from slimdpm.sampling import sample_images
 from slimdpm.teachers import ASSETS, load_pipeline, shell_of
 
 SAMPLES = 64
 SAMPLE_STEPS = 25
+COLUMNS = 16  # of comparison.png: a row each of teacher, Lite and Spectral from the same noise
 
 
 def demo_recipe(seed: int = 0, steps: int | None = None) -> Recipe:
@@ -41,7 +44,7 @@ def lite_recipe(recipe: Recipe, macs: int) -> Recipe:
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
-    """Train both students, measure, and write ``report.html``; a run that was stopped goes on.
+    """Train both students, measure, and write ``report.html`` and ``comparison.png``; a run that was stopped goes on.
 
     Args:
         folder: gets the two run folders and the report.
@@ -68,6 +71,8 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     ]
     path = folder / "report.html"
     write_report(path, _report(spectral, entries, folder))
+    rows = [entry.samples[:COLUMNS] for entry in entries]
+    save_picture(folder / "comparison.png", grid(np.concatenate(rows), COLUMNS, zoom=2))
     if display.console is not None:
         display.console.print(summary_table(entries))
     display.say(f"report: {path}")

@@ -71,6 +71,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """One more line at the end of a log. A kill may cut it short: readers leave such a line out."""
+    with _explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Tensors as a safetensors file."""
     contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}

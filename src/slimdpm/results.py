@@ -26,7 +26,7 @@ _CARD = """---
 library_name: diffusers
 tags: [slimdpm, unconditional-image-generation]
 ---
-A slim diffusion pipeline made by [slimdpm](https://pypi.org/project/slimdpm): the U-Net's weights are an exponential
+A slim diffusion pipeline made by slimdpm: the U-Net's weights are an exponential
 moving average of its training.
 
 ```python

@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import remove_leftovers, write_text
+from slimdpm.files import append_line, remove_leftovers, write_text
 from slimdpm.recipe import Recipe, differences, validate
 
 
@@ -100,8 +100,7 @@ class RunFolder:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        append_line(self.metrics_file, json.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that a kill cut short is left out."""

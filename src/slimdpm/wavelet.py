@@ -24,12 +24,7 @@ from torch import Tensor, nn
 SUBBANDS = ("LL", "LH", "HL", "HH")
 EXPANSIONS = ("grouped", "dense", "none")
 Gates = tuple[float, float, float, float]  # of LL, LH, HL, HH
-LOW_PASS: Gates = (
-    0.5,
-    0.05,
-    0.05,
-    0.05,
-)  # gates of LL, LH, HL, HH at the start: near average pooling, without its alias
+LOW_PASS: Gates = (0.5, 0.05, 0.05, 0.05)  # at the start: near average pooling, while gradients reach all four
 
 
 def _split_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

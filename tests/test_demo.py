@@ -1,0 +1,54 @@
+"""The demo end to end with few steps, and what it promises about its two students."""
+
+import pytest
+from PIL import Image
+
+from slimdpm import demo
+from slimdpm.demo import demo_recipe, lite_recipe, run_demo
+from slimdpm.demo_data import HELD_OUT, TRAINING, demo_source
+from slimdpm.job import plan_job
+from slimdpm.sources import Arrays
+from slimdpm.teachers import ASSETS, load_pipeline
+
+
+def test_the_students_cost_the_same_within_three_percent_and_an_eighth_of_the_teacher():
+    spectral = plan_job(demo_recipe()).plan
+    lite = plan_job(lite_recipe(demo_recipe(), round(1.015 * spectral.cost.macs))).plan
+    assert spectral.ratio >= 8
+    assert lite.cost.macs == pytest.approx(spectral.cost.macs, rel=0.03)
+    assert (spectral.config["_class_name"], lite.config["_class_name"]) == ("SpectralUNet2DModel", "UNet2DModel")
+
+
+def test_the_teacher_ships_with_the_package_and_is_small():
+    files = [f for f in (ASSETS / "demo-teacher").rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 8e6
+    assert {f.suffix for f in files} == {".json", ".safetensors"}
+    assert load_pipeline("demo:teacher").unet.config.sample_size == 32
+
+
+def test_held_out_crops_are_of_other_photographs():
+    assert not set(TRAINING) & set(HELD_OUT)
+    held_out = demo_source("held-out")
+    assert held_out.images.shape == (512, 32, 32, 3)
+
+
+def test_the_demo_compares_three_networks_and_reports(tmp_path, monkeypatch):
+    few = Arrays(demo_source("held-out").images[:16], "few")
+    monkeypatch.setattr(demo, "demo_source", lambda split: few)
+    monkeypatch.setattr(demo, "SAMPLES", 4)
+    monkeypatch.setattr(demo, "SAMPLE_STEPS", 2)
+    entries = run_demo(tmp_path, steps=2)
+    assert [e.name for e in entries] == ["teacher", "lite", "spectral"]
+    assert all(e.samples.shape == (4, 32, 32, 3) for e in entries)
+    teacher = entries[0]
+    for entry in entries[1:]:
+        assert entry.cost.macs * 8 <= teacher.cost.macs
+        assert all(a > b for a, b in zip(entry.errors.upper, teacher.errors.upper, strict=True))  # two steps only
+    page = (tmp_path / "report.html").read_text()
+    for words in ("error on images held out", "samples of spectral", "samples of lite", "<svg", "upper half"):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert (tmp_path / "spectral" / "student" / "model_index.json").exists()
+    again = run_demo(tmp_path, steps=2)  # nothing is trained twice
+    assert [e.errors for e in again] == [e.errors for e in entries]
+    assert Image.open(tmp_path / "comparison.png").width > 100
