@@ -20,6 +20,7 @@ SPECTRAL_CLASS = {
 }
 LITE_CLASS = {spectral: plain for plain, spectral in SPECTRAL_CLASS.items()}
 MIN_CHANNELS = (16, 8)  # of a level: 16 where the budget allows; with 12 the demo's students had a third more error
+LOPSIDED = 1.3  # how far a level that takes what is left of the budget may outgrow the others' share of the teacher
 CLOSE_ENOUGH = 0.97  # of the budget; below it, finer widths are tried at the price of fewer norm groups
 
 
@@ -260,7 +261,7 @@ def _widest_within(base, grain: _Grain, least: int, limit: float, spent, cost_of
             high = middle
     if best is None:
         return None
-    most = 1.15 * max(_shares(base, best[0]["block_out_channels"]))
+    most = LOPSIDED * max(_shares(base, best[0]["block_out_channels"]))
     while spent(best[1]) < CLOSE_ENOUGH * limit:
         wider = _one_level_wider(base, grain, best[0]["block_out_channels"], most)
         fitting = ((c, cost) for c in wider if spent(cost := cost_of(c)) <= limit)
