@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict] = {
     "wg-none": {**NO_DISTILLATION, "student.overrides": {"wavelet_expansion": "none"}},
     "wg-equal": {**NO_DISTILLATION, "student.overrides": {"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}},
     "spectral": {},
+    "spectral-paper": {"distill.pairs": "auto", "distill.lambda_spatial": 0.1, "distill.lambda_freq": 0.1},
     "spectral-dense": {"student.overrides": {"wavelet_expansion": "dense"}},
     "spectral-none": {"student.overrides": {"wavelet_expansion": "none"}},
 }
@@ -43,7 +44,7 @@ VARIANTS: dict[str, dict] = {
 def variant_recipe(settings: dict, seed: int, steps: int | None) -> Recipe:
     base = demo_recipe(seed, steps)
     if "lite" in settings:
-        return lite_recipe(base, round(1.015 * plan_job(base).plan.cost.macs))
+        return lite_recipe(base, round(1.03 * plan_job(base).plan.cost.macs))
     values = flatten(base.model_dump(mode="json"))
     return load_recipe(None, settings={**{k: v for k, v in values.items() if v is not None}, **settings})
 

@@ -58,7 +58,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     display = display or Display()
     recipe = demo_recipe(seed, steps)
     spectral = plan_job(recipe)
-    lite = plan_job(lite_recipe(recipe, round(1.015 * spectral.plan.cost.macs)))
+    lite = plan_job(lite_recipe(recipe, round(1.03 * spectral.plan.cost.macs)))
     pipelines = {
         "lite": run_job(lite, folder / "lite", display, report=False),
         "spectral": run_job(spectral, folder / "spectral", display, report=False),
