@@ -7,6 +7,7 @@ if the normalisation's groups, the attention heads and, for wavelet gating, the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -250,38 +251,35 @@ def _widest_within(
 ) -> tuple[dict[str, Any], Cost] | None:
     """The widest config of this grain whose cost stays within the limit.
 
-    Bisection along the ladder, where cost grows; then single levels take what is left.
+    Bisection along the ladder, where cost grows; then single levels take what is left, from the widest rung that fits
+    and from those just below it.
     """
-    rungs = _ladder(base, grain, least)
-    best = None
-    low, high = 0, len(rungs)
-    while low < high:
-        middle = (low + high) // 2
-        config = _with_widths(base, rungs[middle], grain)
-        cost = cost_of(config)
-        if spent(cost) <= limit:
-            best, low = (config, cost), middle + 1
-        else:
-            high = middle
-    if best is None:
-        return None
-    most = lopsided * max(_shares(base, best[0]["block_out_channels"]))
+    rungs = [_with_widths(base, channels, grain) for channels in _ladder(base, grain, least)]
+    fitting = bisect_right(rungs, limit, key=lambda config: spent(cost_of(config)))
+    starts = reversed(rungs[max(0, fitting - 3) : fitting])
+    filled = [_filled(base, grain, config, lopsided, limit, spent, cost_of) for config in starts]
+    return max(filled, key=lambda found: spent(found[1]), default=None)
+
+
+def _filled(base, grain: _Grain, config, lopsided: float, limit: float, spent, cost_of) -> tuple[dict[str, Any], Cost]:
+    """The config with single levels widened, as long as that fits the limit."""
+    best = config, cost_of(config)
+    most = lopsided * max(_shares(base, config["block_out_channels"]))
     while spent(best[1]) < CLOSE_ENOUGH * limit:
-        wider = _one_level_wider(base, grain, best[0]["block_out_channels"], most)
-        fitting = ((c, cost) for c in wider if spent(cost := cost_of(c)) <= limit)
-        grown = next(fitting, None)
-        if grown is None:
+        wider = [(c, cost_of(c)) for c in _one_level_wider(base, grain, best[0]["block_out_channels"], most)]
+        fitting = [found for found in wider if spent(found[1]) <= limit]
+        if not fitting:
             break
-        best = grown
+        best = max(fitting, key=lambda found: spent(found[1]))
     return best
 
 
 def _one_level_wider(
     base: Mapping[str, Any], grain: _Grain, channels: list[int], most: float
 ) -> Iterator[dict[str, Any]]:
-    """The configs with one level a step wider, first the level that has kept the least of the teacher's width."""
-    steps, shares = grain.steps(base), _shares(base, channels)
-    for level in sorted(range(len(steps)), key=lambda i: shares[i]):
+    """The configs with one level a step wider."""
+    steps = grain.steps(base)
+    for level in range(len(steps)):
         wider = [c + steps[i] * (i == level) for i, c in enumerate(channels)]
         if _legal(base, grain, wider) and max(_shares(base, wider)) <= most:
             yield _with_widths(base, wider, grain)
