@@ -29,7 +29,7 @@ from slimdpm.results import save_picture
 
 # The teacher's steps, the student's steps, and settings of both.
 SIZES: dict[str, tuple[int, int, dict[str, object]]] = {
-    "cpu": (400, 300, {"train.batch_size": 32, "train.ema": 0.99, "train.checkpoint_every": 50, "train.warmup": 50}),
+    "cpu": (1200, 600, {"train.batch_size": 32, "train.ema": 0.99, "train.checkpoint_every": 50, "train.warmup": 50}),
     "gpu": (60_000, 60_000, {"train.batch_size": 128, "train.ema": 0.9995, "train.precision": "bf16"}),
 }
 COMMON = {

@@ -56,7 +56,10 @@ def test_save_and_load_round_trip(case, tmp_path):
     model.eval().save_pretrained(tmp_path)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert torch.equal(call(loaded, inputs), call(model, inputs))
+    weights = loaded.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    # loaded weights lie elsewhere in memory, and the convolution's kernel, so its rounding, depends on the alignment
+    torch.testing.assert_close(call(loaded, inputs), call(model, inputs), atol=1e-5, rtol=1e-4)
     assert loaded.config.wavelet_expansion == "grouped"
 
 
