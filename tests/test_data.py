@@ -170,7 +170,8 @@ def test_pickles_in_arrays_are_refused(tmp_path):
 
 
 def test_hugging_face_data_sets(tmp_path, image_folder):
-    datasets = pytest.importorskip("datasets")
+    import datasets  # heavy: only here
+
     paths = [str(p) for p in sorted(image_folder.rglob("*.png"))]
     dataset = datasets.Dataset.from_dict({"n": list(range(12)), "photo": paths}).cast_column("photo", datasets.Image())
     dataset.save_to_disk(tmp_path / "set")
