@@ -4,7 +4,7 @@
 
 Every variant is the demo's recipe with the settings listed in VARIANTS. The figure is the error of ε on the demo's
 held-out crops, over the Lite baseline's of the same seed: below 1 is better than Lite. A result that is there already
-is not made again, so the script can be stopped and started; one variant takes two to three minutes on two cores.
+is not made again, so the script can be stopped and started; one variant takes one to three minutes on two cores.
 """
 
 from __future__ import annotations
