@@ -29,7 +29,20 @@ from slimdpm.results import save_picture
 
 # The teacher's steps, the student's steps, and settings of both.
 SIZES: dict[str, tuple[int, int, dict[str, object]]] = {
-    "cpu": (1200, 600, {"train.batch_size": 32, "train.ema": 0.99, "train.checkpoint_every": 50, "train.warmup": 50}),
+    "cpu": (
+        1600,
+        1000,
+        {
+            "train.batch_size": 16,
+            "train.lr": 1e-3,
+            "train.ema": 0.995,
+            "train.checkpoint_every": 100,
+            "train.warmup": 50,
+            "distill.pairs": "none",  # as in the demo, for as few steps
+            "distill.lambda_spatial": 0.5,
+            "distill.lambda_freq": 0.5,
+        },
+    ),
     "gpu": (60_000, 60_000, {"train.batch_size": 128, "train.ema": 0.9995, "train.precision": "bf16"}),
 }
 COMMON = {
