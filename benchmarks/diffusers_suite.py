@@ -1,5 +1,6 @@
 """diffusers' own tests of its U-Nets, run on ours.
 
+    pip install parameterized peft requests_mock transformers
     python benchmarks/diffusers_suite.py PATH_TO_A_CLONE_OF_DIFFUSERS
 
 Runs test_models_unet_2d.py and test_models_unet_2d_condition.py of the clone twice: as they are, and with
@@ -39,7 +40,12 @@ def outcomes(clone: Path, ours: bool) -> dict[str, str]:
             arguments += ["-p", "ours_for_theirs"]
         tests = [str(clone / "tests" / "models" / "unets" / name) for name in FILES]
         environment = {**os.environ, "PYTHONPATH": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "pytest", *arguments, *tests], env=environment, cwd=clone, check=False)
+        command = [sys.executable, "-m", "pytest", *arguments, *tests]
+        if (
+            subprocess.run(command, env=environment, cwd=clone).returncode > 1
+            or "collection failure" in Path(report).read_text()
+        ):
+            raise SystemExit("the tests could not be collected, see above")
         found = {}
         for case in ElementTree.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
