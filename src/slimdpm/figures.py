@@ -97,7 +97,8 @@ def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
         axes.set_xlabel("timestep (0 clean, 1000 noise)")
         axes.set_title(title, fontsize=10)
     figure.axes[0].set_ylabel(f"error of ε ÷ {names[0]}'s")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     return _svg(figure)
 
 
