@@ -21,7 +21,8 @@ SPECTRAL_CLASS = {
     "UNet2DConditionModel": "SpectralUNet2DConditionModel",
 }
 LITE_CLASS = {spectral: plain for plain, spectral in SPECTRAL_CLASS.items()}
-MIN_CHANNELS = (16, 8)  # of a level: 16 where the budget allows; with 12 the demo's students had a third more error
+# Of a level, the first that the budget allows: full resolution needs them (docs/method.md).
+MIN_CHANNELS = (16, 12, 8)
 GROUP = 4  # channels in a norm group at least: with 2, the demo's students were a tenth worse in the upper half
 LOPSIDED = (1.15, 1.3)  # how far one level may outgrow the others to use up the budget: little, if that is enough
 CLOSE_ENOUGH = 0.97  # of the budget; below it, finer widths are tried at the price of fewer norm groups
