@@ -127,6 +127,12 @@ def test_the_papers_width_gives_the_papers_student():
     assert plan.ratio == pytest.approx(14.36, abs=0.01)
 
 
+@pytest.mark.parametrize(("ratio", "least"), [(8, 16), (12, 12), (18, 8)])
+def test_no_level_is_thinner_than_the_budget_forces(ratio, least):
+    plan = plan_student(PRESETS["pixel-64"].config, Budget(ratio=ratio))
+    assert min(plan.config["block_out_channels"]) >= least and plan.ratio >= ratio
+
+
 def test_heads_of_one_size_stay_that_size():
     config = {
         **PRESETS["sd-v1"].config,
