@@ -1,6 +1,9 @@
 """Tiny real models and images. Everything is seeded, nothing is downloaded."""
 
 import os
+import socket
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the network would fail, not hang
 
@@ -69,3 +72,23 @@ def image_folder(tmp_path_factory):
         small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         small.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"part{i % 2}" / f"{i:02d}.png")
     return folder
+
+
+def launch(tmp_path, *command):
+    """Run a command in two processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    return [process.returncode for process in processes], outputs

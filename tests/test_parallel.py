@@ -1,13 +1,12 @@
 """Two gloo processes on a CPU do what one does with the joined batch, feature taps included."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, launch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
@@ -35,26 +34,6 @@ def gradients(rank: int = 0, world: int = 1):
     losses = distiller.losses(x0[share], noise[share], t[share], student=wrapped)
     losses["loss"].backward()
     return {name: p.grad for name, p in student.named_parameters()}
-
-
-def launch(tmp_path, *command):
-    """Run a command in two processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slimdpm import cli_measure
 from slimdpm.errors import SlimdpmError
 
 app = typer.Typer(
@@ -176,6 +177,9 @@ def profile(
         numbers = (f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G")
         table.add_row(network.name, *numbers, *ratio, network.note)
     console.print(table)
+
+
+app.command()(cli_measure.evaluate)
 
 
 @app.command()

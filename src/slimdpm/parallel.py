@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, parse_flag_from_env
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.recipe import Recipe, flatten
@@ -53,6 +53,11 @@ def tracking(accelerator: Accelerator, recipe: Recipe) -> Iterator[None]:
         # Not accelerator.end_training(): it would also end the process group, which the results still need.
         for tracker in accelerator.trackers:
             tracker.finish()
+
+
+def processes() -> PartialState:
+    """This process among those of one launch: its rank, its device, and a barrier."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads it
 
 
 def leave() -> None:

@@ -21,7 +21,22 @@ class Spectrum:
 
 
 def radial_spectrum(images: np.ndarray) -> Spectrum:
-    """The radial power spectrum of images.
+    """The mean radial power spectrum of images, see `ring_powers`.
+
+    Args:
+        images: uint8 ``(N, H, W, C)``, H = W.
+    """
+    power = np.mean([ring_powers(image[None])[0] for image in images], axis=0)  # one at a time: memory stays flat
+    return Spectrum(ring_frequencies(images.shape[1]), power)
+
+
+def ring_frequencies(size: int) -> np.ndarray:
+    """Centres of the rings of an image of this many pixels, in cycles per pixel, from above 0 to 0.5."""
+    return np.arange(1, size // 2 + 1) / size
+
+
+def ring_powers(images: np.ndarray) -> np.ndarray:
+    """The radial power spectrum of each image.
 
     Edges: a Hann window is laid over each image after its mean is taken off, since the transform sees an image as
     periodic and the jump from one side to the other would add power at high frequencies that no viewer sees. The
@@ -31,24 +46,26 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
 
     Args:
         images: uint8 ``(N, H, W, C)``, H = W.
+
+    Returns:
+        ``(N, H // 2)``: mean of ``|F|²`` over the ring and the channels, in squared units of the [−1, 1] range.
     """
     size = images.shape[1]
     window = np.hanning(size + 2)[1:-1]
     window2 = np.outer(window, window)
     window2 /= np.sqrt((window2**2).mean())
-    total = np.zeros((size, size // 2 + 1))
-    for image in images:  # one at a time: memory stays flat
-        x = image.astype(np.float64) / 127.5 - 1
-        x = (x - x.mean(axis=(0, 1))) * window2[..., None]
-        total += (np.abs(np.fft.rfft2(x, axes=(0, 1), norm="ortho")) ** 2).mean(axis=-1)
+    x = images.astype(np.float64) / 127.5 - 1
+    x = (x - x.mean(axis=(1, 2), keepdims=True)) * window2[..., None]  # (N, H, W, C)
+    power = (np.abs(np.fft.rfft2(x, axes=(1, 2), norm="ortho")) ** 2).mean(axis=-1)  # (N, H, W // 2 + 1)
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    ring = np.rint(radius * size).astype(int)
+    ring = np.rint(radius * size).astype(int).ravel()
     # Columns between the first and the last stand for two of the full plane.
-    weight = np.full(total.shape, 2.0)
+    weight = np.full(power.shape[1:], 2.0)
     weight[:, 0] = 1
     if size % 2 == 0:
         weight[:, -1] = 1
-    rings = size // 2
-    power = np.bincount(ring.ravel(), (total * weight).ravel())[1 : rings + 1]
-    count = np.bincount(ring.ravel(), weight.ravel())[1 : rings + 1]
-    return Spectrum(np.arange(1, rings + 1) / size, power / count / len(images))
+    member = np.zeros((len(ring), size // 2 + 1))
+    inside = ring <= size // 2
+    member[np.flatnonzero(inside), ring[inside]] = weight.ravel()[inside]
+    member = member[:, 1:] / member[:, 1:].sum(axis=0)
+    return power.reshape(len(images), -1) @ member

@@ -1,0 +1,237 @@
+"""Images of models and data sets, and their features, made once and kept in shards.
+
+A shard is a fixed range of image numbers. Processes share the shards among them; what is on the disk is not made again,
+so a kill costs one shard. One shard is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from slimdpm.data import Images
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.metrics.extractors import Extractor
+from slimdpm.parallel import processes
+from slimdpm.sampling import make_scheduler, sample_batches
+from slimdpm.teachers import fingerprint
+
+SHARD = 64  # images
+
+
+class ImageSet(Protocol):
+    """Numbered images of one size.
+
+    Attributes:
+        name: for people.
+        key: a short name for files; another key means other images.
+        stored: the images lie on the disk already.
+    """
+
+    name: str
+    key: str
+    stored: bool
+
+    def __len__(self) -> int: ...
+
+    def images(self, first: int, last: int) -> np.ndarray:
+        """uint8 ``(last − first, H, W, C)``."""
+
+
+@dataclass
+class Generated:
+    """The first images of a pipeline's samples, see `slimdpm.sampling.sample_batches`."""
+
+    name: str
+    pipeline: DiffusionPipeline
+    count: int
+    steps: int = 50
+    scheduler: str | None = None
+    seed: int = 0
+    stored: bool = False
+
+    def __post_init__(self) -> None:
+        scheduler = make_scheduler(self.pipeline, self.scheduler)
+        parts = (fingerprint(self.pipeline.unet), type(scheduler).__name__, self.steps, self.seed, SHARD)
+        self.key = _short(parts)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def images(self, first: int, last: int) -> np.ndarray:
+        options: dict[str, Any] = {"steps": self.steps, "scheduler": self.scheduler, "seed": self.seed}
+        batches = sample_batches(self.pipeline, range(first, last), batch_size=SHARD, **options)
+        return np.concatenate(list(batches))
+
+
+@dataclass
+class Given:
+    """Images of a data set, in an order that the seed draws; all of them, or the first `most`."""
+
+    name: str
+    data: Images
+    most: int | None = None
+    seed: int = 0
+    stored: bool = True
+
+    def __post_init__(self) -> None:
+        self.order = np.random.default_rng(self.seed).permutation(len(self.data))[: self.most]
+        self.key = _short((self.data.source.identity(), repr(self.data.decoder), self.most, self.seed, SHARD))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def images(self, first: int, last: int) -> np.ndarray:
+        return np.stack([self.data.square(int(i)) for i in self.order[first:last]])
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A set of images with its features on the disk."""
+
+    images: ImageSet
+    folder: Path
+    extractor: Extractor
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """uint8 ``(B, H, W, C)``, shard by shard."""
+        for first, last in _ranges(len(self.images)):
+            if self.images.stored:
+                yield self.images.images(first, last)
+            else:
+                yield np.load(_images_file(self.folder, first))[: last - first]
+
+    def features(self) -> np.ndarray:
+        """float32 ``(N, D)``."""
+        return self._gather("features")
+
+    def logits(self) -> np.ndarray | None:
+        """float32 ``(N, classes)``, or None if the extractor has none."""
+        with np.load(self._file(0)) as first:
+            return self._gather("logits") if "logits" in first.files else None
+
+    def _file(self, first: int) -> Path:
+        return _features_file(self.folder, self.extractor, first)
+
+    def _gather(self, what: str) -> np.ndarray:
+        result: np.ndarray | None = None
+        for first, last in _ranges(len(self.images)):
+            with np.load(self._file(first)) as shard:
+                part = shard[what]
+            if result is None:
+                result = np.empty((len(self.images), part.shape[1]), np.float32)
+            result[first:last] = part[: last - first]
+        assert result is not None
+        return result
+
+
+def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display) -> Collected:
+    """Make what is missing of a set's images and features; all processes share the work, and all wait for it.
+
+    Args:
+        images: the set.
+        root: below it each set has a folder of its own.
+        extractor: of the features.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: if the disk is full.
+    """
+    state = processes()
+    folder = root / f"{_slug(images.name)}-{images.key}"
+    collected = Collected(images, folder, extractor)
+    if state.is_main_process:
+        (folder / _extractor_folder(extractor)).mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / _extractor_folder(extractor)):
+            remove_leftovers(place)
+        write_json(folder / "images.json", {"name": images.name, "count": len(images), "key": images.key})
+    state.wait_for_everyone()
+    mine = list(_ranges(len(images)))[state.process_index :: state.num_processes]
+    missing = [r for r in mine if not _done(images, folder, extractor, r)]
+    total = sum(last - first for first, last in mine)
+    left = sum(last - first for first, last in missing)
+    with display.task(f"images and features of {images.name}", total, done=total - left, unit="images") as task:
+        for first, last in missing:
+            made = _make_images(images, folder, first, last)
+            features, logits = extractor(made)
+            _check_finite(features, extractor, images)
+            arrays: dict[str, Any] = (
+                {"features": features} if logits is None else {"features": features, "logits": logits}
+            )
+            _write(_features_file(folder, extractor, first), partial(np.savez, **arrays))
+            task.advance(last - first)
+    state.wait_for_everyone()
+    return collected
+
+
+def _done(images: ImageSet, folder: Path, extractor: Extractor, shard: tuple[int, int]) -> bool:
+    """Whether a shard's files are there and hold as many images as wanted: a smaller set's last shard is shorter."""
+    file = _features_file(folder, extractor, shard[0])
+    if not file.exists() or not (images.stored or _images_file(folder, shard[0]).exists()):
+        return False
+    with np.load(file) as arrays:
+        return len(arrays["features"]) >= shard[1] - shard[0]
+
+
+def _make_images(images: ImageSet, folder: Path, first: int, last: int) -> np.ndarray:
+    if images.stored:
+        return images.images(first, last)
+    file = _images_file(folder, first)
+    if file.exists():
+        made = np.load(file)
+        if len(made) >= last - first:
+            return made
+    made = images.images(first, last)
+    _write(file, lambda stream: np.save(stream, made))
+    return made
+
+
+def _check_finite(features: np.ndarray, extractor: Extractor, images: ImageSet) -> None:
+    if not np.isfinite(features).all():
+        raise SlimdpmError(f"the extractor {extractor.name} gives infinite or undefined features for {images.name}")
+
+
+def _write(path: Path, save: Callable[[Any], None]) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        save(stream)
+
+
+def _ranges(count: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, SHARD):
+        yield first, min(first + SHARD, count)
+
+
+def _images_file(folder: Path, first: int) -> Path:
+    return folder / f"{first:07d}.npy"
+
+
+def _extractor_folder(extractor: Extractor) -> str:
+    return _slug(f"{extractor.name}-{extractor.key}" if extractor.key != extractor.name else extractor.name)
+
+
+def _features_file(folder: Path, extractor: Extractor, first: int) -> Path:
+    return folder / _extractor_folder(extractor) / f"{first:07d}.npz"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[-60:]
+
+
+def _short(parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

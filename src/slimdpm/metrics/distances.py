@@ -1,0 +1,266 @@
+"""Distances between two sets of feature vectors: Fréchet, kernel, precision and recall, Inception Score.
+
+Pure mathematics on arrays; which network made the features is somebody else's business. Sums are float64. Nothing here
+holds an N×N matrix: kernels and distances are computed in blocks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_ROWS = 1024  # of a block
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean ``(D,)`` and covariance ``(D, D)`` of `count` feature vectors, float64; `count` is 0 if unknown."""
+
+    count: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error."""
+
+    value: float
+    error: float
+
+
+def moments(features: np.ndarray) -> Moments:
+    """Mean and unbiased covariance of features ``(N, D)``.
+
+    The sums are taken around the first block's mean: features far from zero lose no digits.
+
+    Raises:
+        ValueError: for fewer than two vectors.
+    """
+    if len(features) < 2:
+        raise ValueError("a covariance needs two vectors at least")
+    shift = np.asarray(features[:_ROWS], np.float64).mean(axis=0)
+    total = np.zeros(features.shape[1])
+    products = np.zeros((features.shape[1],) * 2)
+    for block in _blocks(features):
+        centred = block - shift
+        total += centred.sum(axis=0)
+        products += centred.T @ centred
+    n = len(features)
+    offset = total / n
+    return Moments(n, shift + offset, (products - n * np.outer(offset, offset)) / (n - 1))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½)`` (Heusel et al. 2017, equation 6).
+
+    The trace of the root is the sum of the roots of the eigenvalues of ``Rᵀ Σ_b R`` with ``Σ_a = R Rᵀ``: symmetric, so
+    no complex numbers appear, and a singular covariance only makes R thinner.
+    """
+    values, vectors = np.linalg.eigh(a.covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    root = vectors[:, kept] * np.sqrt(values[kept])  # (D, rank)
+    inner = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+    inner = inner[inner > inner[-1] * len(inner) * np.finfo(np.float64).eps] if len(inner) else inner
+    difference = a.mean - b.mean
+    traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(inner).sum()
+    return float(difference @ difference + traces)
+
+
+def frechet_jackknife(features: np.ndarray, reference: Moments, groups: int = 10) -> np.ndarray:
+    """Fréchet distances ``(groups,)``, each without every `groups`-th image: for standard errors, also of ratios.
+
+    With the same seeds the same group of two models holds the same images' noise, so that a ratio's error is paired.
+    """
+    numbers = np.arange(len(features)) % groups
+    return np.array([frechet_distance(moments(np.asarray(features)[numbers != g]), reference) for g in range(groups)])
+
+
+def jackknife_error(values: np.ndarray) -> float:
+    """The standard error of a statistic from its delete-a-group values."""
+    return float(np.sqrt((len(values) - 1) * np.var(values)))
+
+
+def frechet_infinity(features: np.ndarray, reference: Moments, points: int = 8, seed: int = 0) -> Estimate:
+    """The Fréchet distance extrapolated to infinitely many images (Chong and Forsyth 2020).
+
+    The bias falls as 1/N: a line through the distances of subsets of growing size, read off at 1/N = 0. It removes the
+    bias of the evaluated images, not of the reference, which is whole each time.
+
+    Returns:
+        the intercept and its standard error from the fit.
+    """
+    order = np.random.default_rng(seed).permutation(len(features))
+    sizes = np.linspace(max(len(features) // 2, 2), len(features), points).astype(int)
+    distances = [frechet_distance(moments(np.asarray(features)[np.sort(order[:n])]), reference) for n in sizes]
+    design = np.stack([np.ones(points), 1 / sizes], axis=1)
+    solution, residual, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
+    variance = (float(residual[0]) if len(residual) else 0.0) / (points - 2)
+    covariance = variance * np.linalg.inv(design.T @ design)
+    return Estimate(float(solution[0]), float(np.sqrt(max(covariance[0, 0], 0.0))))
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """KID: the unbiased squared maximum mean discrepancy, with what its standard error is made of.
+
+    Attributes:
+        value: of the U-statistic over all images, no random subsets.
+        influence: of each evaluated image ``(N,)``, mean 0: how far it moves the value, times N.
+        reference_influence: of each reference image ``(M,)``.
+    """
+
+    value: float
+    influence: np.ndarray
+    reference_influence: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The standard error, to first order (the U-statistic's projection)."""
+        return _influence_error(self.influence, self.reference_influence)
+
+
+def kernel_distance(features: np.ndarray, reference: np.ndarray) -> KernelDistance:
+    """KID (Bińkowski et al. 2018): MMD² with the kernel ``(x·y / D + 1)³``, unbiased.
+
+    Args:
+        features: of the evaluated images ``(N, D)``.
+        reference: of the real ones ``(M, D)``.
+    """
+    n, m = len(features), len(reference)
+    if min(n, m) < 2:
+        raise ValueError("KID needs two images at least on either side")
+    inner, own, _ = _kernel_sums(features, features)
+    outer, own_reference, _ = _kernel_sums(reference, reference)
+    cross, _, cross_reference = _kernel_sums(features, reference)
+    within = (inner - own) / (n - 1)  # mean kernel of each image with the others
+    within_reference = (outer - own_reference) / (m - 1)
+    between, between_reference = cross / m, cross_reference / n
+    value = within.mean() + within_reference.mean() - 2 * between.mean()
+    h, h_reference = 2 * (within - between), 2 * (within_reference - between_reference)
+    return KernelDistance(float(value), h - h.mean(), h_reference - h_reference.mean())
+
+
+def kernel_ratio(a: KernelDistance, b: KernelDistance) -> Estimate:
+    """``a / b`` with its standard error. Both were measured against the same reference, with the same seeds."""
+    ratio = a.value / b.value
+    paired = len(a.influence) == len(b.influence)
+    reference = (a.reference_influence - ratio * b.reference_influence) / b.value
+    if paired:
+        return Estimate(ratio, _influence_error((a.influence - ratio * b.influence) / b.value, reference))
+    own = _influence_error(a.influence / b.value, reference)
+    return Estimate(ratio, float(np.hypot(own, _influence_error(ratio * b.influence / b.value, np.zeros(1)))))
+
+
+def _influence_error(influence: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sqrt(influence.var() / len(influence) + reference.var() / len(reference)))
+
+
+def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row sums of the kernel of x with y, its diagonal (if they are one), and its column sums."""
+    rows, diagonal, columns = [], [], np.zeros(len(y))
+    for first, block in _numbered_blocks(x):
+        for start, other in _numbered_blocks(y):
+            kernel = (block @ other.T / x.shape[1] + 1) ** 3
+            if start == 0:
+                rows.append(np.zeros(len(block)))
+            rows[-1] += kernel.sum(axis=1)
+            columns[start : start + len(other)] += kernel.sum(axis=0)
+            if x is y and start == first:
+                diagonal.append(np.diagonal(kernel).copy())
+    return np.concatenate(rows), np.concatenate(diagonal) if diagonal else np.zeros(0), columns
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Shares of images, for each image whether it counts: bool ``(N,)`` and ``(M,)``."""
+
+    precise: np.ndarray
+    recalled: np.ndarray
+
+    @property
+    def precision(self) -> Estimate:
+        return share(self.precise)
+
+    @property
+    def recall(self) -> Estimate:
+        return share(self.recalled)
+
+
+def precision_recall(features: np.ndarray, reference: np.ndarray, k: int = 3) -> PrecisionRecall:
+    """Precision and recall by k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019).
+
+    An evaluated image is precise if it lies within the ball of any real image that reaches to that one's k-th
+    neighbour; a real image is recalled if it lies within such a ball of an evaluated one.
+
+    Raises:
+        ValueError: if a set has no more than k images.
+    """
+    if min(len(features), len(reference)) <= k:
+        raise ValueError(f"precision and recall with k = {k} need more than {k} images on either side")
+    radii, reference_radii = _neighbour_radii(features, k), _neighbour_radii(reference, k)
+    precise, recalled = np.zeros(len(features), bool), np.zeros(len(reference), bool)
+    for first, block in _numbered_blocks(features):
+        rows = slice(first, first + len(block))
+        for start, other in _numbered_blocks(reference):
+            columns = slice(start, start + len(other))
+            distances = _squared_distances(block, other)
+            precise[rows] |= (distances <= reference_radii[columns]).any(axis=1)
+            recalled[columns] |= (distances <= radii[rows, None]).any(axis=0)
+    return PrecisionRecall(precise, recalled)
+
+
+def share(flags: np.ndarray) -> Estimate:
+    """A share of images with its binomial standard error."""
+    p = float(flags.mean())
+    return Estimate(p, float(np.sqrt(p * (1 - p) / len(flags))))
+
+
+def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
+    """``exp E KL(p(y|x) ‖ p(y))`` (Salimans et al. 2016), the mean over splits in the images' order.
+
+    Args:
+        logits: ``(N, classes)``.
+        splits: parts that the images are cut into; fewer if there are fewer images.
+
+    Returns:
+        the mean over the splits and its standard error.
+    """
+    scores = []
+    for part in np.array_split(np.asarray(logits, np.float64), min(splits, len(logits))):
+        log_p = part - part.max(axis=1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        log_marginal = np.log(p.mean(axis=0, keepdims=True) + np.finfo(np.float64).tiny)
+        scores.append(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))
+    return Estimate(float(np.mean(scores)), float(np.std(scores) / np.sqrt(len(scores))))
+
+
+def _neighbour_radii(x: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each vector to its k-th nearest other one."""
+    radii = []
+    for _, block in _numbered_blocks(x):
+        nearest = np.zeros((len(block), 0))
+        for other in _blocks(x):
+            nearest = np.concatenate([nearest, _squared_distances(block, other)], axis=1)
+            if nearest.shape[1] > k + 1:
+                nearest = np.partition(nearest, k, axis=1)[:, : k + 1]
+        radii.append(np.sort(nearest, axis=1)[:, k])  # the nearest of all is the vector itself
+    return np.concatenate(radii)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    products = x @ y.T
+    return np.maximum((x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * products, 0)
+
+
+def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
+    for _, block in _numbered_blocks(features):
+        yield block
+
+
+def _numbered_blocks(features: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+    for first in range(0, len(features), _ROWS):
+        yield first, np.asarray(features[first : first + _ROWS], np.float64)

@@ -1,0 +1,223 @@
+"""``slimdpm evaluate``: how good the samples of one or more models are, and where in the spectrum they fail."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from filelock import FileLock, Timeout
+
+from slimdpm.data import Decoder, Images, prepare_images
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import write_json, write_text
+from slimdpm.metrics import distances
+from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
+from slimdpm.metrics.extractors import load_extractor
+from slimdpm.metrics.reference import load_moments, save_moments
+from slimdpm.metrics.scores import Evaluation, as_rows, score
+from slimdpm.parallel import processes
+from slimdpm.report import machine_facts
+from slimdpm.sampling import make_scheduler
+from slimdpm.sources import Source, open_source
+from slimdpm.teachers import load_pipeline, shell_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation is made with; see the command line's help.
+
+    Attributes:
+        count: images of each model.
+        extractor: of the features, see `slimdpm.metrics.extractors.load_extractor`.
+        inception_weights: a file; None downloads it.
+        steps, scheduler, seed: of the samples.
+        size: images' size in pixels; None is the first model's own.
+        interpolation: of the reference's resize.
+        replicates: of the bootstrap.
+        device: where to compute; None is the best there is.
+        workers: processes that decode the reference.
+    """
+
+    count: int = 10_000
+    extractor: str = "inception"
+    inception_weights: Path | None = None
+    steps: int = 50
+    scheduler: str | None = None
+    seed: int = 0
+    size: int | None = None
+    interpolation: str = "bilinear"
+    replicates: int = 500
+    device: str | None = None
+    workers: int = 2
+
+
+def evaluate(
+    models: Sequence[str],
+    against: Any,
+    folder: Path,
+    settings: Settings | None = None,
+    *,
+    reference_moments: Path | None = None,
+    write_moments: Path | None = None,
+    display: Display | None = None,
+) -> Evaluation:
+    """Measure models against real images; write ``results.json`` and ``results.csv``.
+
+    What is in the folder already is not made again.
+
+    Args:
+        models: run folders, pipelines, or data (folders of images, .npz, .npy) that stand for samples.
+        against: the real images, whatever `open_source` takes; None if only their moments are known.
+        folder: keeps images, features and results.
+        settings: how.
+        reference_moments: an .npz of ``mu`` and ``sigma`` for the Fréchet distance, instead of the real images' own.
+        write_moments: where to write those of the real images.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: for a user's mistake.
+    """
+    settings = settings or Settings()
+    display = display or Display()
+    if against is None and (reference_moments is None or write_moments is not None):
+        raise SlimdpmError(
+            "nothing to measure against: give --against DATA, or --reference-stats FILE for the FID alone"
+        )
+    # All that can be wrong is found before anything is made.
+    moments = load_moments(reference_moments) if reference_moments else None
+    real_source = open_source(against) if against is not None else None
+    place = settings.device or processes().device
+    opened, size, channels = _open_models(models, settings, place)
+    extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
+    lock = _claim(folder)
+    try:
+        decode = partial(_decoded, Decoder(size, channels, "center", settings.interpolation), folder, settings, display)
+        sets: list[ImageSet] = []
+        for label, model in opened.items():
+            if isinstance(model, DiffusionPipeline):
+                sampler = (settings.steps, settings.scheduler, settings.seed)
+                sets.append(Generated(label, model, settings.count, *sampler))
+            else:
+                sets.append(Given(label, decode(model), settings.count, settings.seed))
+        real = None
+        if real_source is not None:
+            real = collect(Given("real", decode(real_source), seed=settings.seed), folder, extractor, display)
+        collected = [collect(images, folder, extractor, display) for images in sets]
+        options = {"replicates": settings.replicates, "seed": settings.seed}
+        result = score(collected, real, moments, **options, display=display)
+        result.facts = _facts(settings, [*collected, *([real] if real else [])])
+        if processes().is_main_process:
+            _write(result, folder)
+            if write_moments is not None and real is not None:
+                save_moments(write_moments, distances.moments(real.features()))
+        return result
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _write(result: Evaluation, folder: Path) -> None:
+    write_json(folder / "results.json", result.as_json())
+    headings, rows = as_rows(result)
+    lines = io.StringIO()
+    csv.writer(lines).writerows([headings, *rows])
+    write_text(folder / "results.csv", lines.getvalue())
+
+
+def _claim(folder: Path) -> FileLock | None:
+    """Hold the folder against other evaluations; processes of one launch share it."""
+    if folder.exists() and not folder.is_dir():
+        raise SlimdpmError(f"{folder} is a file; give a folder for images and results")
+    if not processes().is_main_process:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SlimdpmError(f"{folder} cannot be made: {error.strerror}") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SlimdpmError(f"another evaluation is working in {folder}") from None
+    return lock
+
+
+def _open_models(
+    models: Sequence[str], settings: Settings, place: Any
+) -> tuple[dict[str, DiffusionPipeline | Source], int, int]:
+    """Pipelines and sources by label, and the images' size and channels, which all must share."""
+    if len(set(models)) < len(models):
+        raise SlimdpmError("a model is given twice")
+    opened: dict[str, DiffusionPipeline | Source] = {}
+    size, channels = settings.size, 3
+    for name, label in zip(models, _labels(models), strict=True):
+        if _is_data(name):
+            if size is None:
+                raise SlimdpmError(f"{name} is data: put a pipeline first, or give --size")
+            opened[label] = open_source(name)
+            continue
+        pipeline = load_pipeline(name).to(place)
+        make_scheduler(pipeline, settings.scheduler)
+        shell = shell_of(pipeline)
+        if size is not None and shell.image_size != size:
+            raise SlimdpmError(
+                f"{name} makes images of {shell.image_size} pixels, not {size}: compare models of one size"
+            )
+        size, channels = shell.image_size, shell.image_channels
+        opened[label] = pipeline
+    assert size is not None
+    return opened, size, channels
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """Short names: the last parts of the paths, as many as tell them apart."""
+    paths = [Path(name).parts for name in models]
+    for length in range(1, max(map(len, paths)) + 1):
+        labels = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(labels)) == len(labels) and "real" not in labels:
+            return labels
+    return list(models)
+
+
+def _is_data(name: str) -> bool:
+    path = Path(name).expanduser()
+    if path.suffix in (".npz", ".npy") or name.startswith(("hf:", "demo:")):
+        return name != "demo:teacher"
+    return path.is_dir() and not any((path / part / "model_index.json").exists() for part in (".", "student"))
+
+
+def _decoded(decoder: Decoder, folder: Path, settings: Settings, display: Display, source: Source) -> Images:
+    """A source's squares, as in training: shorter side to the size, centre crop."""
+    state = processes()
+    cache = folder / "cache"
+
+    def track(items, total):
+        return display.track(items, total, "reading images", "images")
+
+    with state.main_process_first():  # one process decodes, the others find the cache
+        cache.mkdir(parents=True, exist_ok=True)
+        images = prepare_images(source, decoder, cache=cache, workers=settings.workers, track=track)
+    broken = images.report_broken()
+    if broken:
+        display.say(broken)
+    return images
+
+
+def _facts(settings: Settings, sets: list[Collected]) -> dict[str, Any]:
+    """What a reader needs to make the figures again."""
+    return {
+        "extractor": sets[0].extractor.name,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        "images": {c.name: len(c) for c in sets},
+        "preprocessing": f"shorter side to the models' size ({settings.interpolation}, antialiased), center crop",
+        "intervals": f"95 %, {settings.replicates} bootstrap draws of images and reference; of the images alone for "
+        "the Fréchet distances (jackknife of 10 groups, or the fit's error) and the Inception Score",
+        "hardware": machine_facts(),
+    }

@@ -1,0 +1,213 @@
+"""All metrics of sets of images against real ones: one table, with intervals, ratios and a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.metrics import distances
+from slimdpm.metrics.collect import Collected
+from slimdpm.metrics.extractors import Extractor
+from slimdpm.metrics.intervals import Draws, Measured, draw, from_influence, from_jackknife, from_mean, table
+from slimdpm.metrics.sliced import patches, sliced_wasserstein
+from slimdpm.metrics.spectral import spectra, spectral_metrics
+
+FEW = 10_000  # images; with less the bias of a Fréchet distance is worth a warning
+NEIGHBOURS = 3  # of precision and recall
+_HALVES = 20  # real images at least, for the floor
+
+
+@dataclass
+class Evaluation:
+    """The result.
+
+    Attributes:
+        models: metrics by the model's name; the first is what the others are compared with.
+        ratios: of each further model to the first.
+        floor: what two random halves of the real images measure against each other; no model is expected below it.
+        warnings: what to keep in mind.
+        facts: settings, counts, hardware.
+    """
+
+    models: dict[str, dict[str, Measured]]
+    ratios: dict[str, dict[str, Measured]]
+    floor: dict[str, Measured]
+    warnings: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "models": {name: table(values) for name, values in self.models.items()},
+            "ratios_to_the_first": {name: table(values) for name, values in self.ratios.items()},
+            "floor": table(self.floor),
+            "warnings": self.warnings,
+            **self.facts,
+        }
+
+
+def as_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table: a row a metric, a column a model, then ratios, then the floor."""
+    models = list(result.models)
+    headings = ["metric", *models, *(f"{name} ÷ {models[0]}" for name in models[1:])]
+    headings += ["two halves of the real"] if result.floor else []
+    metrics: Mapping[str, Measured] = next(iter(result.models.values()))
+    rows = []
+    for metric in metrics:
+        cells = [_cell(values.get(metric)) for values in result.models.values()]
+        cells += [_cell(values.get(metric)) for values in result.ratios.values()]
+        cells += [_cell(result.floor.get(metric), interval=False)] if result.floor else []
+        rows.append([metric, *cells])
+    return headings, rows
+
+
+def _cell(measured: Measured | None, interval: bool = True) -> str:
+    if measured is None or not np.isfinite(measured.value):
+        return "–"
+    bounds = measured.interval
+    text = f"{measured.value:.4g}"
+    return f"{text} ({bounds[0]:.4g}…{bounds[1]:.4g})" if interval and bounds else text
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What is known of the real images."""
+
+    moments: distances.Moments | None
+    features: np.ndarray | None = None
+    spectra: np.ndarray | None = None
+    patches: dict[int, np.ndarray] | None = None
+
+
+def score(
+    collected: list[Collected],
+    real: Collected | None,
+    moments: distances.Moments | None,
+    *,
+    replicates: int = 500,
+    seed: int = 0,
+    display: Display | None = None,
+) -> Evaluation:
+    """Measure sets of images.
+
+    Args:
+        collected: the models' images; the first is what the others are compared with.
+        real: the real images, in a random order; None if only their moments are known.
+        moments: of the real images' features, for the Fréchet distance; None takes those of `real`.
+        replicates: of the bootstrap.
+        seed: of its draws.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: if `moments` are of another network's features.
+    """
+    display = display or Display()
+    extractor = collected[0].extractor
+    if real is not None:
+        features = real.features()
+        known = moments or distances.moments(features)
+        reference = _Reference(known, features, spectra(real.batches()), patches(real.batches()))
+    else:
+        reference = _Reference(moments)
+    counts = {len(c) for c in collected}
+    draws = {n: draw(n, len(real) if real else 1, replicates=replicates, seed=seed) for n in counts}
+    models = {}
+    for c in display.track(collected, len(collected), "measuring", "models"):
+        models[c.name] = _measure(c, reference, draws[len(c)], extractor)
+    first = next(iter(models.values()))
+    ratios = {
+        name: {metric: value.ratio(first[metric]) for metric, value in values.items()}
+        for name, values in list(models.items())[1:]
+    }
+    floor = {}
+    if real is not None and len(real) >= _HALVES:
+        floor = _floor(
+            reference, draw(len(real) // 2, (len(real) + 1) // 2, replicates=replicates, seed=seed), extractor
+        )
+    return Evaluation(models, ratios, floor, _warnings(collected, real, extractor))
+
+
+def _measure(c: Collected, reference: _Reference, draws: Draws, extractor: Extractor) -> dict[str, Measured]:
+    """All metrics of one model."""
+    result = _feature_metrics(c.features(), reference, draws, extractor)
+    logits = c.logits()
+    if logits is not None and extractor.name == "inception":
+        score = distances.inception_score(logits)
+        result["Inception Score"] = _normal(score, draws)
+    if reference.spectra is not None and reference.patches is not None:
+        result |= spectral_metrics(spectra(c.batches()), reference.spectra, draws)
+        result |= sliced_wasserstein(patches(c.batches()), reference.patches, draws)
+    return result
+
+
+def _feature_metrics(
+    features: np.ndarray, reference: _Reference, draws: Draws, extractor: Extractor
+) -> dict[str, Measured]:
+    result: dict[str, Measured] = {}
+    if reference.moments is not None:
+        if reference.moments.mean.shape != features.shape[1:]:
+            raise SlimdpmError(
+                f"the reference statistics have {len(reference.moments.mean)} features, "
+                f"{extractor.name} has {features.shape[1]}: they belong to another network"
+            )
+        name = extractor.distance_name
+        value = distances.frechet_distance(reference.moments, distances.moments(features))
+        without = distances.frechet_jackknife(features, reference.moments)
+        result[name] = from_jackknife(value, without, draws)
+        infinity = distances.frechet_infinity(features, reference.moments)
+        result[f"{name}∞"] = _normal(infinity, draws)
+    if reference.features is not None:
+        kernel = distances.kernel_distance(features, reference.features)
+        influences = (kernel.influence, kernel.reference_influence)
+        result[_kernel_name(extractor)] = from_influence(kernel.value, *influences, draws)
+        shares = distances.precision_recall(features, reference.features, NEIGHBOURS)
+        result["precision"] = from_mean(shares.precise, draws.images)
+        result["recall"] = from_mean(shares.recalled, draws.reference)
+    return result
+
+
+def _kernel_name(extractor: Extractor) -> str:
+    return "KID" if extractor.name == "inception" else f"kernel distance ({extractor.name})"
+
+
+def _normal(estimate: distances.Estimate, draws: Draws) -> Measured:
+    """Replicates of a value of which only the standard error is known."""
+    noise = np.random.default_rng(0).standard_normal(len(draws.images))
+    return Measured(estimate.value, estimate.value + estimate.error * noise)
+
+
+def _floor(whole: _Reference, draws: Draws, extractor: Extractor) -> dict[str, Measured]:
+    """One half of the real images measured against the other. They come in a random order already."""
+    assert whole.features is not None and whole.spectra is not None and whole.patches is not None
+    half = len(whole.features) // 2
+    middle = {size: len(p) // 2 for size, p in whole.patches.items()}
+    rest = whole.features[half:]
+    return {
+        **_feature_metrics(whole.features[:half], _Reference(distances.moments(rest), rest), draws, extractor),
+        **spectral_metrics(whole.spectra[:half], whole.spectra[half:], draws),
+        **sliced_wasserstein(
+            {size: p[: middle[size]] for size, p in whole.patches.items()},
+            {size: p[middle[size] :] for size, p in whole.patches.items()},
+            draws,
+        ),
+    }
+
+
+def _warnings(collected: list[Collected], real: Collected | None, extractor: Extractor) -> list[str]:
+    fewest = min(len(c) for c in [*collected, *([real] if real else [])])
+    name = extractor.distance_name
+    found = []
+    if fewest < FEW:
+        found.append(
+            f"{name} is biased upward with {fewest} images, the more so the better the model: compare it at equal "
+            f"numbers only; {_kernel_name(extractor)} is unbiased, {name}∞ is extrapolated in the model's images"
+        )
+    if extractor.name != "inception":
+        found.append(
+            f"these features are {extractor.name}'s: the distances are no FID and compare only with their like"
+        )
+    return found

@@ -1,0 +1,73 @@
+"""Where in the spectrum a set of images differs from another, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from slimdpm.analysis.spectrum import ring_frequencies, ring_powers
+from slimdpm.metrics.intervals import Draws, Measured, unbiased_distance
+
+_TINY = 1e-12
+
+
+def spectra(batches: Iterable[np.ndarray]) -> np.ndarray:
+    """The radial power spectrum of each image ``(N, rings)``, see `slimdpm.analysis.spectrum`."""
+    return np.concatenate([ring_powers(batch) for batch in batches])
+
+
+def spectral_metrics(images: np.ndarray, reference: np.ndarray, draws: Draws) -> dict[str, Measured]:
+    """Distances of mean power spectra, and power ratios by octave.
+
+    Args:
+        images: spectra of the evaluated images ``(N, rings)``.
+        reference: spectra of the real ones ``(M, rings)``.
+        draws: of images and reference.
+
+    Returns:
+        ``log-spectral distance, dB``: root mean square over the rings of ``10 log10`` of the ratio of mean powers;
+        ``upper-half error, dB``: the same over the rings beyond half of Nyquist (0.25 cycles per pixel) alone;
+        ``power ratio a-b``: power of the evaluated images over the real ones' in an octave, 1 is best, frequencies
+        in cycles per pixel, the highest octave first.
+    """
+    mean, real = _resampled(images, draws.images), _resampled(reference, draws.reference)
+    frequency = ring_frequencies(2 * images.shape[1])  # images of an even size
+    decibel = 10 * np.log10((mean + _TINY) / (real + _TINY))  # (1 + B, rings)
+    result = {
+        "log-spectral distance, dB": _distance(_rms(decibel)),
+        "upper-half error, dB": _distance(_rms(decibel[:, frequency > 0.25])),
+    }
+    for low, high in octaves(len(frequency)):
+        inside = (frequency > low) & (frequency <= high)
+        weight = frequency[inside]  # a ring's area grows with its radius
+        result[f"power ratio {low:g}-{high:g}"] = _measured(
+            (mean[:, inside] @ weight + _TINY) / (real[:, inside] @ weight + _TINY)
+        )
+    return result
+
+
+def octaves(rings: int) -> list[tuple[float, float]]:
+    """Bands of cycles per pixel from the highest octave down to the last that has two rings."""
+    bands, high = [], 0.5
+    while high * 2 * rings >= 4:
+        bands.append((high / 2, high))
+        high /= 2
+    return bands
+
+
+def _resampled(spectra: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Mean spectra: of all images first, then of each draw ``(1 + B, rings)``."""
+    return np.concatenate([spectra.mean(axis=0, keepdims=True), shares @ spectra])
+
+
+def _rms(decibel: np.ndarray) -> np.ndarray:
+    return np.sqrt((decibel**2).mean(axis=1))
+
+
+def _measured(values: np.ndarray) -> Measured:
+    return Measured(float(values[0]), values[1:])
+
+
+def _distance(values: np.ndarray) -> Measured:
+    return unbiased_distance(float(values[0]), values[1:])

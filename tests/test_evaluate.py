@@ -1,0 +1,178 @@
+"""`evaluate` from images to figures: resumed, shared by processes, compared; errors in one line."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch
+from typer.testing import CliRunner
+
+from slimdpm.cli import app
+from slimdpm.errors import SlimdpmError
+from slimdpm.metrics import collect as collecting
+from slimdpm.metrics.collect import Generated
+from slimdpm.metrics.evaluate import Settings, evaluate
+from slimdpm.metrics.extractors import load_extractor
+
+
+class Features(torch.nn.Module):
+    """A small network of fixed weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 6, 3, stride=2)
+        torch.nn.init.normal_(self.conv.weight)
+
+    def forward(self, x):
+        return torch.relu(self.conv(x))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, teacher_folder):
+    """A pipeline, real images, and an extractor's file."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "model").symlink_to(teacher_folder)
+    images = np.random.default_rng(0).integers(0, 256, (90, 16, 16, 3), dtype=np.uint8)
+    np.savez(folder / "real.npz", images=images)
+    np.savez(folder / "others.npz", images=images[::-1] // 2)
+    torch.jit.script(Features().eval()).save(folder / "features.pt")
+    return folder
+
+
+def settings(place, **values):
+    return Settings(**{"count": 70, "extractor": str(place / "features.pt"), "steps": 2, "replicates": 50, **values})
+
+
+def run(place, output, models=("model",), **values):
+    names = [str(place / m) for m in models]
+    return evaluate(names, str(place / "real.npz"), output, settings(place, **values))
+
+
+def numbers(folder):
+    found = json.loads((folder / "results.json").read_text())
+    return {key: found[key] for key in ("models", "ratios_to_the_first", "floor", "images")}
+
+
+def test_all_metrics_are_there_with_their_intervals(place, tmp_path):
+    result = run(place, tmp_path / "e", models=("model", "others.npz"))
+    first, second = result.models.values()
+    assert set(first) == set(second) == set(result.floor)
+    assert {"precision", "recall", "log-spectral distance, dB", "power ratio 0.25-0.5", "SWD 16px"} <= set(first)
+    assert "Fréchet (features.pt)" in first and not any("FID" in name or "KID" in name for name in first)
+    for name, value in first.items():
+        low, high = value.interval
+        assert np.isfinite(value.value) and low <= high, name
+    ratio = result.ratios["others.npz"]["Fréchet (features.pt)"]
+    assert ratio.value == pytest.approx(second["Fréchet (features.pt)"].value / first["Fréchet (features.pt)"].value)
+    assert ratio.interval[0] < ratio.value < ratio.interval[1]
+    text = (tmp_path / "e" / "results.csv").read_text()
+    assert "others.npz ÷ model" in text and "two halves of the real" in text
+    assert any("biased" in w for w in result.warnings) and any("no FID" in w for w in result.warnings)
+
+
+def test_an_evaluation_that_was_stopped_makes_only_what_is_missing(place, tmp_path, monkeypatch):
+    run(place, tmp_path / "whole")
+    made = []
+    real = Generated.images
+
+    def counted(self, first, last):
+        made.append((first, last))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(self, first, last)
+
+    monkeypatch.setattr(Generated, "images", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, tmp_path / "stopped")
+    run(place, tmp_path / "stopped")
+    assert made == [(0, 64), (64, 70), (64, 70)]
+    run(place, tmp_path / "stopped")  # and now nothing
+    assert len(made) == 3
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_more_images_keep_those_that_are_there(place, tmp_path, monkeypatch):
+    made = []
+    real = Generated.images
+    monkeypatch.setattr(Generated, "images", lambda s, a, b: made.append((a, b)) or real(s, a, b))
+    run(place, tmp_path / "e", count=130)
+    run(place, tmp_path / "e", count=70)
+    assert made == [(0, 64), (64, 128), (128, 130)]
+    run(place, tmp_path / "fresh", count=70)
+    assert numbers(tmp_path / "e") == numbers(tmp_path / "fresh")
+
+
+def test_two_processes_give_the_numbers_of_one(place, tmp_path):
+    common = [str(place / "model"), "--against", str(place / "real.npz"), "-n", "70", "--steps", "2", "--device", "cpu"]
+    common += ["--extractor", str(place / "features.pt")]
+    codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "evaluate", *common, "-o", str(tmp_path / "two"))
+    assert codes == [0, 0], outputs
+    assert CliRunner().invoke(app, ["evaluate", *common, "-o", str(tmp_path / "one")]).exit_code == 0
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one")
+
+
+def test_reference_statistics_alone_are_enough_for_the_frechet_distance(place, tmp_path):
+    stats = tmp_path / "stats.npz"
+    names = [str(place / "model")]
+    with_data = evaluate(names, str(place / "real.npz"), tmp_path / "a", settings(place), write_moments=stats)
+    without = evaluate(names, None, tmp_path / "b", settings(place), reference_moments=stats)
+    assert set(without.models["model"]) == {"Fréchet (features.pt)", "Fréchet (features.pt)∞"}
+    name = "Fréchet (features.pt)"
+    assert without.models["model"][name].value == pytest.approx(with_data.models["model"][name].value, rel=1e-9)
+
+
+def test_a_file_of_onnx_gives_what_its_network_gives(place, tmp_path):
+    network = Features().eval()
+    example = torch.rand(2, 3, 16, 16)
+    file = tmp_path / "features.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter without onnxscript is the older one
+        torch.onnx.export(network, (example,), file, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"])
+    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    want = network(x).mean(dim=(2, 3)).detach().numpy()
+    for path in (file, place / "features.pt"):
+        found, logits = load_extractor(str(path))(images)
+        np.testing.assert_allclose(found, want, atol=1e-5)
+        assert logits is None
+
+
+def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
+    """While generating and extracting, no more than a shard of images is asked for or handed on at once."""
+    seen = []
+    monkeypatch.setattr(collecting, "SHARD", 16)
+    extractor = load_extractor(str(place / "features.pt"))
+    real = type(extractor).__call__
+    monkeypatch.setattr(type(extractor), "__call__", lambda s, images: seen.append(len(images)) or real(s, images))
+    run(place, tmp_path / "e", count=50)
+    assert max(seen) == 16 and sum(seen) == 90 + 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["MODEL"], "nothing to measure against"),
+        (["none", "--against", "REAL"], "none does not exist"),
+        (["MODEL", "--against", "none"], "data none does not exist"),
+        (["MODEL", "MODEL", "--against", "REAL"], "given twice"),
+        (["REAL", "--against", "REAL"], "put a pipeline first, or give --size"),
+        (["MODEL", "--against", "REAL", "--size", "32"], "images of 16 pixels, not 32"),
+        (["MODEL", "--against", "REAL", "--extractor", "vgg"], "no extractor is called 'vgg'"),
+        (["MODEL", "--against", "REAL", "--extractor", "REAL"], "cannot be read as TorchScript"),
+        (
+            ["MODEL", "--against", "REAL", "--inception-weights", "none.pth"],
+            "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        (["MODEL", "--against", "REAL", "--inception-weights", "REAL"], "is not the standard Inception file"),
+        (["MODEL", "--against", "REAL", "--reference-stats", "REAL"], "holds no mu and sigma"),
+        (["MODEL", "--against", "REAL", "--scheduler", "magic"], "unknown scheduler"),
+    ],
+)
+def test_mistakes_are_one_line(place, tmp_path, arguments, words):
+    names = {"MODEL": str(place / "model"), "REAL": str(place / "real.npz")}
+    done = CliRunner().invoke(app, ["evaluate", *(names.get(a, a) for a in arguments), "-o", str(tmp_path / "e")])
+    assert isinstance(done.exception, SlimdpmError), done.exception
+    assert words in str(done.exception) and "\n" not in str(done.exception)
