@@ -69,7 +69,7 @@ def test_all_metrics_are_there_with_their_intervals(place, tmp_path):
     assert ratio.value == pytest.approx(second["Fréchet (features.pt)"].value / first["Fréchet (features.pt)"].value)
     assert ratio.interval[0] < ratio.value < ratio.interval[1]
     text = (tmp_path / "e" / "results.csv").read_text()
-    assert "others.npz ÷ model" in text and "two halves of the real" in text
+    assert "ratio to model,others.npz" in text and "two halves of the real" in text
     assert any("biased" in w for w in result.warnings) and any("no FID" in w for w in result.warnings)
 
 

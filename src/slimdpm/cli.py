@@ -180,6 +180,8 @@ def profile(
 
 
 app.command()(cli_measure.evaluate)
+app.command()(cli_measure.analyze)
+app.add_typer(cli_measure.reproduce, name="reproduce")
 
 
 @app.command()

@@ -95,14 +95,84 @@ def _beside(models: list[str]) -> Path:
 
 
 def _print(result: Evaluation) -> None:
-    from slimdpm.metrics.scores import as_rows
+    from slimdpm.metrics.scores import tables
 
-    headings, rows = as_rows(result)
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    for headings, rows in tables(result):
+        table = Table(box=None, pad_edge=False)
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        _wide().print(table)
+        console.print()
     for warning in result.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def analyze(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
+    against: Annotated[str, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the figures.  [default: RUN/analysis]")
+    ] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="A further network for the comparison of sizes; may be repeated.")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Real images for the spectrum.")] = 1000,
+    samples: Annotated[int, typer.Option(min=2, help="Images of each network.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 25,
+    scheduler: Annotated[
+        str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+) -> None:
+    """Show where in the spectrum a network works: the paper's section 3 for your own model and data.
+
+    Five figures as PNG and SVG with their numbers as CSV: the data's power law; the Wiener filter's view of denoising;
+    which frequency the network restores when; what cheaper networks lose; what the wavelet gates let through. A run's
+    report.html gets them too, in plain words.
+
+        slimdpm analyze runs/cat --against photos/ --compare runs/lite
+    """
+    from slimdpm.analysis.analyze import Settings
+    from slimdpm.analysis.analyze import analyze as run
+    from slimdpm.display import Display
+
+    settings = Settings(count, samples, steps, scheduler, seed, device)
+    page = run(source, against, output, settings, compare=compare or (), display=Display(console))
+    console.print(f"figures and page: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@reproduce.command()
+def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Parameters and MACs of every network in the paper's complexity tables, ours beside the paper's.
+
+    Counted from the architecture, batch 1, nothing is downloaded or allocated. *conv+linear* is the paper's convention,
+    *all* adds the products inside attention.
+
+        slimdpm reproduce complexity
+    """
+    from slimdpm.complexity import complexity_rows
+
+    rows = complexity_rows()
+    if as_json:
+        print(json.dumps([vars(row) for row in rows], indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "network", "parameters", "paper", "", "MACs conv+linear", "paper", "", "MACs all"):
+        table.add_column(heading, justify="left" if heading in ("task", "network") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.cells())
+    _wide().print(table)
+    console.print(
+        "* recalled, not checked against the paper's page; – the paper gives no figure, or none is known to us"
+    )
+
+
+def _wide() -> Console:
+    """A log has no width: a table's lines are not cut there."""
+    return console if console.is_terminal else Console(width=200)

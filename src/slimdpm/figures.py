@@ -45,13 +45,18 @@ def spectra_figure(spectra: Mapping[str, Spectrum]) -> str:
     lower.set_ylabel(f"ratio to {names[0]}")
     lower.set_yscale("log")
     lower.set_xlabel("frequency (cycles per pixel)")
-    ticks = [f for f in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2) if f >= reference.frequency[0] * 0.99]
-    lower.set_xticks(ticks, [f"1/{round(1 / f)}" for f in ticks])
+    lower.set_xticks(*frequency_ticks(reference.frequency[0]))
     lower.set_xticks([], minor=True)
     for axes in (upper, lower):
         axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
     upper.text(0.26, upper.get_ylim()[0], " upper half", va="bottom", fontsize=8, color="#666666")
-    return _svg(figure)
+    return svg_of(figure)
+
+
+def frequency_ticks(lowest: float) -> tuple[list[float], list[str]]:
+    """Octaves from Nyquist down to the lowest frequency, and their labels as fractions of a cycle per pixel."""
+    ticks = [f for f in (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2) if f >= lowest * 0.99]
+    return ticks, [f"1/{round(1 / f)}" for f in ticks]
 
 
 def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -75,7 +80,7 @@ def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axes.set_xlabel("step")
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
@@ -99,10 +104,11 @@ def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
     figure.axes[0].set_ylabel(f"error of ε ÷ {names[0]}'s")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """SVG to put into a page."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()

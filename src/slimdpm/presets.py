@@ -18,7 +18,8 @@ from slimdpm.errors import SlimdpmError
 class Preset:
     """A network by name.
 
-    `paper` holds the paper's own figures, (parameters, conv+linear MACs), None where it gives none.
+    `paper` holds the paper's own figures, (parameters, conv+linear MACs), None where it gives none; `recalled` says
+    that they were not checked against the paper's page.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Preset:
     note: str
     tokens: int = 77
     paper: tuple[float | None, float | None] = (None, None)
+    recalled: bool = False
 
 
 def _ldm4(width: int, name: str = "UNet2DModel") -> dict[str, Any]:
@@ -123,15 +125,23 @@ def _rows() -> list[Preset]:
         Preset("ldm4", _ldm4(224, plain), "teacher: FFHQ, CelebA-HQ, LSUN-Bedroom", paper=(274.1e6, 96.1e9)),
         Preset("ldm4-lite", _ldm4(64, plain), "the paper's Lite baseline", paper=(22.4e6, 7.9e9)),
         Preset("ldm4-spectral", _ldm4(64, gated), "the paper's student", paper=(21.1e6, 6.7e9)),
-        Preset("ldm8-church", _ldm8_church(192, plain), "teacher: LSUN-Church", paper=(294.96e6, 18.7e9)),
+        Preset(
+            "ldm8-church", _ldm8_church(192, plain), "teacher: LSUN-Church", paper=(294.96e6, 18.7e9), recalled=True
+        ),
         Preset("ldm8-church-lite", _ldm8_church(64, plain), ours),
         Preset("ldm8-church-spectral", _ldm8_church(64, gated), ours),
         Preset("ldm4-imagenet", _ldm4_imagenet(192, plain_cond), "teacher: ImageNet", tokens=1, paper=(400e6, None)),
         Preset("ldm4-imagenet-lite", _ldm4_imagenet(64, plain_cond), ours, tokens=1),
         Preset("ldm4-imagenet-spectral", _ldm4_imagenet(64, gated_cond), ours, tokens=1),
-        Preset("sd-v1", _sd_v1(320, plain_cond), "teacher: text-to-image, Stable Diffusion v1", paper=(860e6, None)),
+        Preset(
+            "sd-v1",
+            _sd_v1(320, plain_cond),
+            "teacher: text-to-image, Stable Diffusion v1",
+            paper=(860e6, None),
+            recalled=True,
+        ),
         Preset("sd-v1-lite", _sd_v1(96, plain_cond), "Lite at the width of the paper's student"),
-        Preset("sd-v1-spectral", _sd_v1(96, gated_cond), "the paper's student", paper=(77.6e6, None)),
+        Preset("sd-v1-spectral", _sd_v1(96, gated_cond), "the paper's student", paper=(77.6e6, None), recalled=True),
         Preset("pixel-32", _pixel(32, [32, 64, 128], [False, False, True], 1), "the demo's teacher, 32x32 pixels"),
         Preset("pixel-64", _pixel(64, [32, 64, 96, 128], [False, False, False, True], 1), "a teacher for 64x64 pixels"),
     ]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from torch import Tensor
 
 from slimdpm.analysis.spectrum import radial_spectrum
 from slimdpm.data import Images
+from slimdpm.errors import SlimdpmError
 from slimdpm.figures import errors_figure, losses_figure, spectra_figure
 from slimdpm.files import write_text
 from slimdpm.images import grid
@@ -65,7 +66,14 @@ class Report:
     facts: Mapping[str, str]
     recipe: str
     student: str | None = None  # the folder to load
+    analysis: str = ""  # HTML of `slimdpm analyze`
     notes: Sequence[str] = field(default_factory=tuple)
+
+
+def template(name: str) -> Template:
+    """A page's template."""
+    environment = Environment(loader=PackageLoader("slimdpm"), autoescape=select_autoescape(["html", "j2"]))
+    return environment.get_template(name)
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -76,9 +84,9 @@ def write_report(path: Path, report: Report) -> None:
     spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
     curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
     errors = {entry.name: entry.errors for entry in report.entries if entry.errors is not None}
-    environment = Environment(loader=PackageLoader("slimdpm"), autoescape=select_autoescape(["html", "j2"]))
-    page = environment.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         report=report,
+        analysis=report.analysis,
         entries=report.entries,
         reference=reference,
         strips=[
@@ -133,8 +141,26 @@ def write_run_report(
         facts=facts,
         recipe=recipe.to_yaml(),
         student=str(run.student),
+        analysis=run.analysis_html.read_text(encoding="utf-8") if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
+
+
+_BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"
+
+
+def put_analysis(path: Path, html: str) -> None:
+    """Put an analysis into a report that is written already, in the place of an earlier one.
+
+    Raises:
+        SlimdpmError: if the file is no report with a place for it.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise SlimdpmError(f"{path} has no place for an analysis: it was not written by this version of slimdpm")
+    write_text(path, before + begin + html + end + after)
 
 
 def machine_facts() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The run folder, the unit that a user keeps.
 
 ``recipe.yaml`` (resolved), ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``student/`` (a diffusers pipeline),
-``report.html``; besides, ``logs/`` for trackers and ``cache/`` for decoded images.
+``report.html``, ``analysis/`` (of `slimdpm analyze`); besides, ``logs/`` for trackers and ``cache/`` for decoded
+images.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.student = self.path / "student"
         self.report = self.path / "report.html"
+        self.analysis = self.path / "analysis"
+        self.analysis_html = self.analysis / "sections.html"
         self.logs = self.path / "logs"
         self.cache = self.path / "cache"
         self._lock: FileLock | None = None

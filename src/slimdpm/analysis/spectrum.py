@@ -45,16 +45,17 @@ def ring_powers(images: np.ndarray) -> np.ndarray:
     Nyquist are left out.
 
     Args:
-        images: uint8 ``(N, H, W, C)``, H = W.
+        images: ``(N, H, W, C)``, H = W; uint8 is taken to [−1, 1], floats are taken as they are.
 
     Returns:
-        ``(N, H // 2)``: mean of ``|F|²`` over the ring and the channels, in squared units of the [−1, 1] range.
+        ``(N, H // 2)``: mean of ``|F|²`` over the ring and the channels, in squared units of the images.
     """
     size = images.shape[1]
     window = np.hanning(size + 2)[1:-1]
     window2 = np.outer(window, window)
     window2 /= np.sqrt((window2**2).mean())
-    x = images.astype(np.float64) / 127.5 - 1
+    x = images.astype(np.float64)
+    x = x / 127.5 - 1 if images.dtype == np.uint8 else x
     x = (x - x.mean(axis=(1, 2), keepdims=True)) * window2[..., None]  # (N, H, W, C)
     power = (np.abs(np.fft.rfft2(x, axes=(1, 2), norm="ortho")) ** 2).mean(axis=-1)  # (N, H, W // 2 + 1)
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
@@ -69,3 +70,34 @@ def ring_powers(images: np.ndarray) -> np.ndarray:
     member[np.flatnonzero(inside), ring[inside]] = weight.ravel()[inside]
     member = member[:, 1:] / member[:, 1:].sum(axis=0)
     return power.reshape(len(images), -1) @ member
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """``power = scale · frequency^slope``, fitted to a spectrum.
+
+    Attributes:
+        slope: about −2 for photographs (of power, not of amplitude).
+        error: its standard error from the fit's residuals.
+        scale: the power at one cycle per pixel.
+    """
+
+    slope: float
+    error: float
+    scale: float
+
+    def __call__(self, frequency: np.ndarray) -> np.ndarray:
+        return self.scale * frequency**self.slope
+
+
+FIRST_RING = 3  # of a fit: the window smears the steepest end of the spectrum over the first two
+
+
+def fit_power_law(spectrum: Spectrum) -> PowerLaw:
+    """A straight line through the logarithms of frequency and power, by least squares, from the third ring on."""
+    x, y = np.log(spectrum.frequency[FIRST_RING - 1 :]), np.log(spectrum.power[FIRST_RING - 1 :])
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    residual = y - y.mean() - slope * centred
+    error = float(np.sqrt(residual @ residual / max(len(x) - 2, 1) / (centred @ centred)))
+    return PowerLaw(slope, error, float(np.exp(y.mean() - slope * x.mean())))

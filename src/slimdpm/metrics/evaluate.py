@@ -21,7 +21,7 @@ from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.metrics.reference import load_moments, save_moments
-from slimdpm.metrics.scores import Evaluation, as_rows, score
+from slimdpm.metrics.scores import Evaluation, score, tables
 from slimdpm.parallel import processes
 from slimdpm.report import machine_facts
 from slimdpm.sampling import make_scheduler
@@ -125,9 +125,9 @@ def evaluate(
 
 def _write(result: Evaluation, folder: Path) -> None:
     write_json(folder / "results.json", result.as_json())
-    headings, rows = as_rows(result)
     lines = io.StringIO()
-    csv.writer(lines).writerows([headings, *rows])
+    for headings, rows in tables(result):
+        csv.writer(lines).writerows([headings, *rows, []])
     write_text(folder / "results.csv", lines.getvalue())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,27 +49,30 @@ class Evaluation:
         }
 
 
-def as_rows(result: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table: a row a metric, a column a model, then ratios, then the floor."""
+Rows = tuple[list[str], list[list[str]]]
+
+
+def tables(result: Evaluation) -> list[Rows]:
+    """Headings and rows: each model's values, and below them the ratios to the first. A row is a metric."""
     models = list(result.models)
-    headings = ["metric", *models, *(f"{name} ÷ {models[0]}" for name in models[1:])]
-    headings += ["two halves of the real"] if result.floor else []
-    metrics: Mapping[str, Measured] = next(iter(result.models.values()))
-    rows = []
-    for metric in metrics:
-        cells = [_cell(values.get(metric)) for values in result.models.values()]
-        cells += [_cell(values.get(metric)) for values in result.ratios.values()]
-        cells += [_cell(result.floor.get(metric), interval=False)] if result.floor else []
-        rows.append([metric, *cells])
-    return headings, rows
+    headings = ["metric", *models, *(["two halves of the real"] if result.floor else [])]
+    values = [
+        [metric, *(_cell(m.get(metric)) for m in result.models.values())]
+        + ([_cell(result.floor.get(metric), interval=False)] if result.floor else [])
+        for metric in result.models[models[0]]
+    ]
+    if not result.ratios:
+        return [(headings, values)]
+    ratios = [[metric, *(_cell(r.get(metric)) for r in result.ratios.values())] for metric in result.models[models[0]]]
+    return [(headings, values), ([f"ratio to {models[0]}", *result.ratios], ratios)]
 
 
 def _cell(measured: Measured | None, interval: bool = True) -> str:
     if measured is None or not np.isfinite(measured.value):
         return "–"
     bounds = measured.interval
-    text = f"{measured.value:.4g}"
-    return f"{text} ({bounds[0]:.4g}…{bounds[1]:.4g})" if interval and bounds else text
+    text = f"{measured.value:.3g}"
+    return f"{text} ({bounds[0]:.3g} to {bounds[1]:.3g})" if interval and bounds else text
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,241 @@
+"""``slimdpm analyze``: section 3 of the paper as figures with their numbers, for a run or a pipeline of one's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from slimdpm.analysis.denoiser import Observation, observe
+from slimdpm.analysis.sections import (
+    Section,
+    data_section,
+    denoiser_section,
+    gates_section,
+    sizes_section,
+    theory_section,
+)
+from slimdpm.analysis.spectrum import Spectrum, radial_spectrum, ring_frequencies, ring_powers
+from slimdpm.data import Decoder, Images, prepare_images, to_model_range
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.figures import svg_of
+from slimdpm.files import atomic_file, write_text
+from slimdpm.profile import measure_model
+from slimdpm.report import machine_facts, put_analysis, template
+from slimdpm.run import RunFolder
+from slimdpm.sampling import sample_images
+from slimdpm.sources import open_source
+from slimdpm.teachers import Shell, load_pipeline, shell_of
+
+LEVELS = 17  # timesteps that are looked at
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an analysis is made with.
+
+    Attributes:
+        count: real images for the data's spectrum.
+        samples: of each network, for its spectrum; and real ones that are noised for the denoisers.
+        steps, scheduler, seed: of the samples.
+        device: where to compute.
+    """
+
+    count: int = 1000
+    samples: int = 64
+    steps: int = 25
+    scheduler: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+def analyze(
+    source: str,
+    against: str,
+    folder: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    compare: Sequence[str] = (),
+    display: Display | None = None,
+) -> Path:
+    """Write the figures (PNG, SVG), their numbers (CSV) and a page.
+
+    Args:
+        source: a run folder, whose report gets the figures too, or a pipeline.
+        against: the real images.
+        folder: where to; by default ``analysis/`` in the run's folder, or here.
+        settings: how.
+        compare: further networks for the comparison of sizes.
+        display: where progress is shown.
+
+    Returns:
+        the page: the run's report, or a page of its own.
+
+    Raises:
+        SlimdpmError: for a user's mistake.
+    """
+    settings, display = settings or Settings(), display or Display()
+    run = RunFolder(source) if (Path(source).expanduser() / "recipe.yaml").is_file() else None
+    folder = folder or (run.analysis if run else Path("analysis"))
+    if folder.exists() and not folder.is_dir():
+        raise SlimdpmError(f"{folder} is a file; give a folder for the figures")
+    networks = _load(source, run, compare, settings.device)
+    shell = shell_of(networks[_main(networks)])
+    images = _real_images(against, shell, settings, display)
+    sections = [_drawn(s) for s in _sections(networks, shell, images, settings, display)]
+    facts = {
+        "data": against,
+        "seed": str(settings.seed),
+        "edges": "a Hann window over each image, its mean taken off",
+        **machine_facts(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        _write(section, folder)
+    in_run = run is not None and folder == run.analysis and run.report.exists()
+    values = {"sections": sections, "facts": facts, "title": f"Analysis of {Path(source).name}"}
+    write_text(folder / "sections.html", template("analysis.html.j2").render(page=False, **values))
+    if in_run and run is not None:
+        put_analysis(run.report, (folder / "sections.html").read_text(encoding="utf-8"))
+        return run.report
+    write_text(folder / "report.html", template("analysis.html.j2").render(page=True, **values))
+    return folder / "report.html"
+
+
+def _load(source: str, run: RunFolder | None, compare: Sequence[str], device: str) -> dict[str, DiffusionPipeline]:
+    """Pipelines by label: a run's teacher first if it has one to load, then the network itself, then the others."""
+    networks: dict[str, DiffusionPipeline] = {}
+    label = Path(source).name or source
+    recipe = run.recipe() if run else None
+    if recipe is not None and recipe.task == "slim" and recipe.teacher:
+        label = "student"
+        with suppress(SlimdpmError):  # a teacher that was in memory, or has moved: the analysis does without
+            networks["teacher"] = load_pipeline(recipe.teacher)
+    networks[label] = load_pipeline(source)
+    for other in compare:
+        name = Path(other).name
+        networks[name if name not in networks else other] = load_pipeline(other)
+    sizes = {name: shell_of(p).image_size for name, p in networks.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SlimdpmError(f"the networks make images of different sizes: {listed}")
+    return {name: p.to(device) for name, p in networks.items()}
+
+
+def _main(networks: dict[str, DiffusionPipeline]) -> str:
+    """The label of the network that is analysed."""
+    names = list(networks)
+    return names[1] if names[0] == "teacher" and len(names) > 1 else names[0]
+
+
+def _real_images(against: str, shell: Shell, settings: Settings, display: Display) -> np.ndarray:
+    """uint8 ``(N, H, W, C)``, drawn by the seed."""
+
+    def track(items, total):
+        return display.track(items, total, "reading images", "images")
+
+    images: Images = prepare_images(
+        open_source(against), Decoder(shell.image_size, shell.image_channels), workers=2, track=track
+    )
+    broken = images.report_broken()
+    if broken:
+        display.say(broken)
+    chosen = np.random.default_rng(settings.seed).permutation(len(images))[: settings.count]
+    if len(chosen) < 2:
+        raise SlimdpmError(f"{against} holds {len(chosen)} readable image; a spectrum needs two at least")
+    return np.stack([images.square(int(i)) for i in chosen])
+
+
+def _sections(
+    networks: dict[str, DiffusionPipeline], shell: Shell, images: np.ndarray, settings: Settings, display: Display
+) -> list[Section]:
+    main = _main(networks)
+    process = shell.process
+    timesteps = np.unique(np.linspace(0, len(process) - 1, LEVELS + 1).round().astype(int))[1:]
+    alpha_bar = process.alphas_cumprod.numpy()[timesteps]
+    clean = _clean(shell, images, settings.device)
+    spectrum = _spectrum(clean)
+    observed = _observe(networks, main, clean[: settings.samples], timesteps, settings, display)
+    what = "real images" if shell.autoencoder is None else "real images' latents, which is what the U-Net sees"
+    sampled = _sample(networks, settings, display)
+    scheduler = settings.scheduler or "the pipeline's own scheduler"
+    sampler = f"{scheduler}, {settings.steps} steps, seed {settings.seed}"
+    return [
+        data_section(spectrum, len(clean), what),
+        theory_section(spectrum, alpha_bar, timesteps),
+        denoiser_section(spectrum, alpha_bar, observed, min(settings.samples, len(clean))),
+        sizes_section(radial_spectrum(images), sampled, settings.samples, sampler),
+        gates_section(observed[main]),
+    ]
+
+
+def _clean(shell: Shell, images: np.ndarray, device: str) -> Tensor:
+    """What the U-Net sees of the images, ``(N, C, H, W)``."""
+    pixels = to_model_range(torch.from_numpy(images).permute(0, 3, 1, 2))  # (N, C, H, W)
+    parts = [shell.encode(part.to(device)).cpu() for part in pixels.split(32)]
+    return torch.cat(parts)
+
+
+def _spectrum(samples: Tensor) -> Spectrum:
+    arrays = (part.permute(0, 2, 3, 1).numpy() for part in samples.split(64))
+    power = np.concatenate([ring_powers(part) for part in arrays]).mean(axis=0)
+    return Spectrum(ring_frequencies(samples.shape[-1]), power)
+
+
+def _observe(
+    networks: dict[str, DiffusionPipeline], main: str, clean: Tensor, timesteps: np.ndarray, settings: Settings, display
+) -> dict[str, Observation]:
+    """The teacher, if there is one, and the network itself."""
+    observed = {}
+    for name in dict.fromkeys(n for n in ("teacher", main) if n in networks):
+        pipeline = networks[name]
+        with display.task(f"denoising with {name}", len(clean) * len(timesteps), unit="samples") as task:
+            observed[name] = observe(
+                pipeline.unet,
+                shell_of(pipeline).process,
+                clean,
+                [int(t) for t in timesteps],
+                seed=settings.seed,
+                progress=task.advance,
+            )
+    return observed
+
+
+def _sample(
+    networks: dict[str, DiffusionPipeline], settings: Settings, display: Display
+) -> dict[str, tuple[float, Spectrum]]:
+    """MACs and the spectrum of samples of each network, all from the same noise."""
+    found = {}
+    for name, pipeline in networks.items():
+        with display.task(f"sampling {name}", settings.samples, unit="images") as task:
+            progress: Callable[[int], None] = task.advance
+            options: dict[str, Any] = {"steps": settings.steps, "scheduler": settings.scheduler, "seed": settings.seed}
+            samples = sample_images(pipeline, settings.samples, progress=progress, **options)
+        found[name] = (float(measure_model(pipeline.unet).macs), radial_spectrum(samples))
+    return found
+
+
+def _drawn(section: Section) -> Section:
+    return replace(section, svg=svg_of(section.figure)) if section.figure is not None else section
+
+
+def _write(section: Section, folder: Path) -> None:
+    """``KEY.png``, ``KEY.svg`` and ``KEY.csv``."""
+    if section.figure is None:
+        return
+    with atomic_file(folder / f"{section.key}.png") as temporary:
+        section.figure.savefig(temporary, format="png", dpi=200)
+    write_text(folder / f"{section.key}.svg", section.svg)
+    lines = io.StringIO()
+    csv.writer(lines).writerows([section.header, *section.rows])
+    write_text(folder / f"{section.key}.csv", lines.getvalue())
