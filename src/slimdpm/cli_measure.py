@@ -122,7 +122,7 @@ def analyze(
     samples: Annotated[int, typer.Option(min=2, help="Images of each network.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 25,
     scheduler: Annotated[
-        str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
+        str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the run's, or ddim]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",

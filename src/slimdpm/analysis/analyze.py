@@ -47,7 +47,7 @@ class Settings:
     Attributes:
         count: real images for the data's spectrum.
         samples: of each network, for its spectrum; and real ones that are noised for the denoisers.
-        steps, scheduler, seed: of the samples.
+        steps, scheduler, seed: of the samples; without a scheduler it is the run's own, or DDIM.
         device: where to compute.
     """
 
@@ -89,6 +89,8 @@ def analyze(
     folder = folder or (run.analysis if run else Path("analysis"))
     if folder.exists() and not folder.is_dir():
         raise SlimdpmError(f"{folder} is a file; give a folder for the figures")
+    if settings.scheduler is None:
+        settings = replace(settings, scheduler=run.recipe().samples.scheduler if run else "ddim")
     networks = _load(source, run, compare, settings.device)
     shell = shell_of(networks[_main(networks)])
     images = _real_images(against, shell, settings, display)
@@ -161,15 +163,15 @@ def _sections(
 ) -> list[Section]:
     main = _main(networks)
     process = shell.process
-    timesteps = np.unique(np.linspace(0, len(process) - 1, LEVELS + 1).round().astype(int))[1:]
+    # Closer together towards the image, where the details appear.
+    timesteps = np.unique((np.linspace(0.02, 1, LEVELS) ** 1.5 * (len(process) - 1)).round().astype(int))
     alpha_bar = process.alphas_cumprod.numpy()[timesteps]
     clean = _clean(shell, images, settings.device)
     spectrum = _spectrum(clean)
     observed = _observe(networks, main, clean[: settings.samples], timesteps, settings, display)
     what = "real images" if shell.autoencoder is None else "real images' latents, which is what the U-Net sees"
     sampled = _sample(networks, settings, display)
-    scheduler = settings.scheduler or "the pipeline's own scheduler"
-    sampler = f"{scheduler}, {settings.steps} steps, seed {settings.seed}"
+    sampler = f"{settings.scheduler}, {settings.steps} steps, seed {settings.seed}"
     return [
         data_section(spectrum, len(clean), what),
         theory_section(spectrum, alpha_bar, timesteps),

@@ -49,8 +49,8 @@ def data_section(spectrum: Spectrum, count: int, what: str) -> Section:
         "data",
         "The data: how rare the high frequencies are",
         [
-            f"Mean power of {count} {what} at each spatial frequency, and the straight line that fits best. A frequency "
-            "of 1/2 changes from pixel to pixel, 1/16 over sixteen pixels.",
+            f"Mean power of {count} {what} at each spatial frequency, and the straight line that fits best. A "
+            "frequency of 1/2 changes from pixel to pixel, 1/16 over sixteen pixels.",
             f"The power falls as frequency to the power of {law.slope:.2f} (± {law.error:.2f}): one octave higher, "
             f"{octave:.2f} of the power is left. The upper half of the frequencies holds {100 * share:.1f} % of all.",
         ],
@@ -64,16 +64,16 @@ def theory_section(spectrum: Spectrum, alpha_bar: np.ndarray, timesteps: np.ndar
     gain = wiener_gain(spectrum.power, alpha_bar)
     restored = reconstruction_power(spectrum.power, alpha_bar) / spectrum.power
     when = _by_octave(appearance(restored * spectrum.power, spectrum.power, timesteps), spectrum.frequency)
-    order = "; ".join(f"{label}: t = {t:.0f}" for label, t in when.items())
+    order = "; ".join(f"{label}: {_when(t)}" for label, t in when.items())
     return Section(
         "theory",
         "The theory: what the best linear filter restores, and when",
         [
             "Noise of one strength for all frequencies drowns the weak ones first. The Wiener filter is the best "
-            "linear guess of the image from its noisy version: it lets a frequency pass where the image is stronger than the "
-            "noise, and blocks it elsewhere.",
-            f"On the way from noise to image, half of each octave's power is there at ({order}): low frequencies come "
-            "first, the details last. A network must therefore act as a different filter at each timestep.",
+            "linear guess of the image from its noisy version: it lets a frequency pass where the image is stronger "
+            "than the noise, and blocks it elsewhere.",
+            f"On the way from noise to image, half of each octave's power is there at ({order}): low frequencies "
+            "come first, the details last. A network must therefore act as a different filter at each timestep.",
         ],
         figures.theory_figure(spectrum.frequency, timesteps, gain, restored),
         ["timestep", "frequency", "gain", "restored_share"],
@@ -91,11 +91,7 @@ def denoiser_section(
     for name, share in {"the Wiener filter": theory, **shares}.items():
         when = _by_octave(appearance(share * spectrum.power, spectrum.power, timesteps), spectrum.frequency)
         label, t = list(when.items())[-1]
-        sentences.append(
-            f"{name} has half of the highest octave ({label}) at t = {t:.0f}"
-            if np.isfinite(t)
-            else f"{name} never has half of the highest octave ({label})"
-        )
+        sentences.append(f"{name} at {_when(t)}")
     top = spectrum.frequency > 0.25
     levels = [k for k in (0, len(timesteps) // 4, len(timesteps) // 2) if k < len(timesteps)]
     gaps = []
@@ -108,12 +104,13 @@ def denoiser_section(
         f"Real samples ({count}) were noised to a timestep and denoised in one step; shown is how much of each "
         "octave's power the network's guess x̂₀ holds, next to the Wiener filter for the same data. A network may know "
         "more than a linear filter: where images have structure, its lines lie above the filter's.",
-        "; ".join(sentences) + ".",
+        f"Half of the power of the highest octave ({label}) is there, on the way from noise to image: "
+        f"{', '.join(sentences)}.",
     ]
     if gaps:
         paragraphs.append(
-            f"In the highest octave the {names[1]}'s guess holds this part of the {names[0]}'s power: {', '.join(gaps)}."
-            " Below 1 it is smoother than the other, above 1 it leaves or adds noise."
+            f"In the highest octave the {names[1]}'s guess holds this part of the {names[0]}'s power: "
+            f"{', '.join(gaps)}. Below 1 it is smoother than the other, above 1 it leaves or adds noise."
         )
     return Section(
         "denoiser",
@@ -197,6 +194,10 @@ def _verdict(gates: Mapping[str, np.ndarray], third: int) -> str:
 
 def _moved(change: float) -> str:
     return "opens" if change > _STILL else "shuts" if change < -_STILL else "hardly moves"
+
+
+def _when(timestep: float) -> str:
+    return f"t = {timestep:.0f}" if np.isfinite(timestep) else "no timestep that was looked at"
 
 
 def _by_octave(values: np.ndarray, frequency: np.ndarray) -> dict[str, float]:

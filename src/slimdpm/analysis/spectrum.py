@@ -90,11 +90,11 @@ class PowerLaw:
         return self.scale * frequency**self.slope
 
 
-FIRST_RING = 3  # of a fit: the window smears the steepest end of the spectrum over the first two
+FIRST_RING = 4  # of a fit: the window smears the steep end of the spectrum over the first three
 
 
 def fit_power_law(spectrum: Spectrum) -> PowerLaw:
-    """A straight line through the logarithms of frequency and power, by least squares, from the third ring on."""
+    """A straight line through the logarithms of frequency and power, by least squares, from the fourth ring on."""
     x, y = np.log(spectrum.frequency[FIRST_RING - 1 :]), np.log(spectrum.power[FIRST_RING - 1 :])
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
