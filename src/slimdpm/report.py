@@ -18,7 +18,6 @@ from torch import Tensor
 
 from slimdpm.analysis.spectrum import radial_spectrum
 from slimdpm.data import Images
-from slimdpm.errors import SlimdpmError
 from slimdpm.figures import errors_figure, losses_figure, spectra_figure
 from slimdpm.files import write_text
 from slimdpm.images import grid
@@ -150,17 +149,13 @@ _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"
 
 
 def put_analysis(path: Path, html: str) -> None:
-    """Put an analysis into a report that is written already, in the place of an earlier one.
-
-    Raises:
-        SlimdpmError: if the file is no report with a place for it.
-    """
+    """Put an analysis into a report that is written already, in the place of an earlier one."""
     page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise SlimdpmError(f"{path} has no place for an analysis: it was not written by this version of slimdpm")
-    write_text(path, before + begin + html + end + after)
+    if _BEGIN not in page:  # a report from before there were analyses
+        page = page.replace("</body>", f"{_BEGIN}{_END}\n</body>")
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    write_text(path, before + _BEGIN + html + _END + after)
 
 
 def machine_facts() -> dict[str, str]:

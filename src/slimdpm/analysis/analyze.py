@@ -168,14 +168,15 @@ def _sections(
     alpha_bar = process.alphas_cumprod.numpy()[timesteps]
     clean = _clean(shell, images, settings.device)
     spectrum = _spectrum(clean)
-    observed = _observe(networks, main, clean[: settings.samples], timesteps, settings, display)
+    seen = clean[: settings.samples]
+    observed = _observe(networks, main, seen, timesteps, settings, display)
     what = "real images" if shell.autoencoder is None else "real images' latents, which is what the U-Net sees"
     sampled = _sample(networks, settings, display)
     sampler = f"{settings.scheduler}, {settings.steps} steps, seed {settings.seed}"
     return [
         data_section(spectrum, len(clean), what),
         theory_section(spectrum, alpha_bar, timesteps),
-        denoiser_section(spectrum, alpha_bar, observed, min(settings.samples, len(clean))),
+        denoiser_section(_spectrum(seen), alpha_bar, observed, len(seen)),
         sizes_section(radial_spectrum(images), sampled, settings.samples, sampler),
         gates_section(observed[main]),
     ]

@@ -19,7 +19,7 @@ _BAND_COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00")
 
 def data_figure(spectrum: Spectrum, law: PowerLaw) -> Figure:
     """The data's mean power and the fitted power law."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.loglog(spectrum.frequency, spectrum.power, "ko", markersize=3, label="real images")
     label = f"power law, slope {law.slope:.2f} ± {law.error:.2f}"
@@ -86,7 +86,7 @@ def denoiser_figure(
 
 def sizes_figure(real: Spectrum, networks: Mapping[str, tuple[float, Spectrum]]) -> Figure:
     """Power of samples over that of real images, one line a network, named with its MACs at the line's end."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.axhline(1, color="black", linestyle="--", linewidth=1)
     ends: list[tuple[float, str, str]] = []

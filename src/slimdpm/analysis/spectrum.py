@@ -90,14 +90,20 @@ class PowerLaw:
         return self.scale * frequency**self.slope
 
 
-FIRST_RING = 4  # of a fit: the window smears the steep end of the spectrum over the first three
+FIRST_RING = 5  # of a fit: the window smears the steep end of the spectrum over the first four
 
 
 def fit_power_law(spectrum: Spectrum) -> PowerLaw:
-    """A straight line through the logarithms of frequency and power, by least squares, from the fourth ring on."""
-    x, y = np.log(spectrum.frequency[FIRST_RING - 1 :]), np.log(spectrum.power[FIRST_RING - 1 :])
-    centred = x - x.mean()
-    slope = float(centred @ y / (centred @ centred))
-    residual = y - y.mean() - slope * centred
-    error = float(np.sqrt(residual @ residual / max(len(x) - 2, 1) / (centred @ centred)))
-    return PowerLaw(slope, error, float(np.exp(y.mean() - slope * x.mean())))
+    """A straight line through the logarithms of frequency and power from the fifth ring on; octaves count alike."""
+    frequency, power = spectrum.frequency[FIRST_RING - 1 :], spectrum.power[FIRST_RING - 1 :]
+    weight = 1 / frequency  # an octave has rings in proportion to its frequency
+    weight = weight / weight.sum()
+    x, y = np.log(frequency), np.log(power)
+    centred = x - weight @ x
+    spread = (weight * centred) @ centred
+    slope = float((weight * centred) @ y / spread)
+    residual = y - weight @ y - slope * centred
+    # Of a weighted fit whose residuals have one variance.
+    variance = residual @ residual / max(len(x) - 2, 1)
+    error = float(np.sqrt(variance * ((weight * centred) ** 2).sum()) / spread)
+    return PowerLaw(slope, error, float(np.exp(weight @ y - slope * (weight @ x))))
