@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the netw
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel
 from PIL import Image
 
 torch.set_num_threads(1)  # the tests run side by side
@@ -46,6 +46,21 @@ TINY_RESNET = {  # like LDM-8: resampling inside residual blocks
     "upsample_type": "resnet",
     "resnet_time_scale_shift": "scale_shift",
 }
+
+AUTOENCODER = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "latent_channels": 3,
+    "norm_num_groups": 4,
+}
+
+
+def latent_pipeline(kind):
+    """16x16 images as 8x8 latents of an autoencoder of this kind, a `VQModel` or an `AutoencoderKL`."""
+    autoencoder = kind(**AUTOENCODER)
+    unet = UNet2DModel(**{**TINY, "sample_size": 8})
+    return LDMPipeline(autoencoder, unet, DDIMScheduler(clip_sample=False))
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
-from diffusers import DDPMScheduler, UNet2DModel
+from conftest import TINY, latent_pipeline
+from diffusers import DDPMScheduler, UNet2DModel, VQModel
 from typer.testing import CliRunner
 
 from slimdpm import SpectralUNet2DModel, load_pipeline
@@ -155,6 +155,14 @@ def test_a_network_without_gates_says_so(teacher_folder, image_folder, tmp_path)
     page = analyze(str(teacher_folder), str(image_folder), tmp_path / "a", SMALL)
     assert page == tmp_path / "a" / "report.html" and "has no wavelet gates" in page.read_text()
     assert not (tmp_path / "a" / "gates.png").exists()
+
+
+def test_behind_an_autoencoder_the_latents_are_analysed(image_folder, tmp_path):
+    latent_pipeline(VQModel).save_pretrained(tmp_path / "ldm")
+    page = analyze(str(tmp_path / "ldm"), str(image_folder), tmp_path / "a", SMALL)
+    assert "latents, which is what the U-Net sees" in page.read_text().replace("&#39;", "'")
+    rings = {name: len((tmp_path / "a" / f"{name}.csv").read_text().splitlines()) - 1 for name in ("data", "sizes")}
+    assert rings == {"data": 4, "sizes": 8}  # half of 8 latent pixels, half of 16 pixels
 
 
 def test_mistakes_of_analyze_are_one_line(teacher_folder, image_folder, tmp_path):

@@ -77,16 +77,15 @@ def test_kid_is_unbiased_and_its_error_is_the_spread(rng):
     same = [distances.kernel_distance(*rng.normal(size=(2, 40, 3))).value for _ in range(400)]
     assert abs(np.mean(same)) < 3 * np.std(same) / 20
     found = [distances.kernel_distance(rng.normal(0.8, 1, (60, 3)), rng.normal(0, 1, (50, 3))) for _ in range(300)]
-    spread = np.std([f.value for f in found])
-    assert np.mean([f.error for f in found]) == pytest.approx(spread, rel=0.15)
-    draws = draw(60, 50, replicates=2000)
-    replicates = from_influence(found[0].value, found[0].influence, found[0].reference_influence, draws).replicates
-    assert replicates.std() == pytest.approx(found[0].error, rel=0.1)
+    draws = draw(60, 50)
+    measured = [from_influence(f.value, f.influence, f.reference_influence, draws) for f in found]
+    spread = np.std([m.value for m in measured])
+    assert np.mean([m.replicates.std() for m in measured]) == pytest.approx(spread, rel=0.15)
 
 
 def test_precision_and_recall_equal_brute_force(rng, monkeypatch):
     monkeypatch.setattr(distances, "_ROWS", 8)
-    x, y = rng.normal(size=(30, 3)), rng.normal(0.9, 0.7, size=(25, 3))
+    x, y = rng.normal(size=(30, 3)), rng.normal(1.2, 1.5, size=(25, 3))
 
     def radius(points, i, k=3):
         return sorted(np.linalg.norm(points[i] - points[j]) for j in range(len(points)) if j != i)[k - 1]
@@ -95,7 +94,7 @@ def test_precision_and_recall_equal_brute_force(rng, monkeypatch):
     recalled = [any(np.linalg.norm(b - x[i]) <= radius(x, i) for i in range(30)) for b in y]
     found = distances.precision_recall(x, y)
     assert found.precise.tolist() == precise and found.recalled.tolist() == recalled
-    assert found.precision.value == np.mean(precise) and 0 < found.recall.value < 1
+    assert 0 < found.precise.mean() < 1 and 0 < found.recalled.mean() < 1
     with pytest.raises(ValueError, match="more than 3 images"):
         distances.precision_recall(x[:3], y)
 

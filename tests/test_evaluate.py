@@ -6,7 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import launch
+from conftest import latent_pipeline, launch
+from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
 from slimdpm.cli import app
@@ -122,6 +123,13 @@ def test_reference_statistics_alone_are_enough_for_the_frechet_distance(place, t
     assert set(without.models["model"]) == {"Fréchet (features.pt)", "Fréchet (features.pt)∞"}
     name = "Fréchet (features.pt)"
     assert without.models["model"][name].value == pytest.approx(with_data.models["model"][name].value, rel=1e-9)
+
+
+def test_a_pipeline_with_an_autoencoder_is_measured_in_pixels(place, tmp_path):
+    latent_pipeline(AutoencoderKL).save_pretrained(tmp_path / "ldm")
+    models = [str(tmp_path / "ldm"), str(place / "model")]
+    both = evaluate(models, str(place / "real.npz"), tmp_path / "e", settings(place))
+    assert set(both.models) == {"ldm", "model"} and np.load(next((tmp_path / "e").glob("ldm-*/*.npy"))).shape[1] == 16
 
 
 def test_a_file_of_onnx_gives_what_its_network_gives(place, tmp_path):

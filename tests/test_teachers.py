@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import AUTOENCODER, TINY, latent_pipeline
 from diffusers import (
     AutoencoderKL,
     DDIMPipeline,
@@ -28,13 +28,6 @@ from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
 from slimdpm.teachers import fingerprint, load_teacher, new_shell, shell_of
 
-AUTOENCODER = {
-    "block_out_channels": (8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 3,
-    "norm_num_groups": 4,
-}
 QUICK = [
     "student.width=8",
     "train.steps=2",
@@ -43,12 +36,6 @@ QUICK = [
     "samples.count=2",
     "samples.steps=2",
 ]
-
-
-def latent_pipeline(kind):
-    autoencoder = kind(**AUTOENCODER)
-    unet = UNet2DModel(**{**TINY, "sample_size": 8})
-    return LDMPipeline(autoencoder, unet, DDIMScheduler(clip_sample=False))
 
 
 @pytest.mark.parametrize("kind", [VQModel, AutoencoderKL])

@@ -95,7 +95,8 @@ FIRST_RING = 5  # of a fit: the window smears the steep end of the spectrum over
 
 def fit_power_law(spectrum: Spectrum) -> PowerLaw:
     """A straight line through the logarithms of frequency and power from the fifth ring on; octaves count alike."""
-    frequency, power = spectrum.frequency[FIRST_RING - 1 :], spectrum.power[FIRST_RING - 1 :]
+    first = min(FIRST_RING, len(spectrum.power) // 2) - 1  # of latents of 8 pixels there are four
+    frequency, power = spectrum.frequency[first:], spectrum.power[first:]
     weight = 1 / frequency  # an octave has rings in proportion to its frequency
     weight = weight / weight.sum()
     x, y = np.log(frequency), np.log(power)

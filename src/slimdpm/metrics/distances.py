@@ -108,18 +108,14 @@ class KernelDistance:
 
     Attributes:
         value: of the U-statistic over all images, no random subsets.
-        influence: of each evaluated image ``(N,)``, mean 0: how far it moves the value, times N.
+        influence: of each evaluated image ``(N,)``, mean 0: how far it moves the value, times N, to first order (the
+            U-statistic's projection).
         reference_influence: of each reference image ``(M,)``.
     """
 
     value: float
     influence: np.ndarray
     reference_influence: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """The standard error, to first order (the U-statistic's projection)."""
-        return _influence_error(self.influence, self.reference_influence)
 
 
 def kernel_distance(features: np.ndarray, reference: np.ndarray) -> KernelDistance:
@@ -143,21 +139,6 @@ def kernel_distance(features: np.ndarray, reference: np.ndarray) -> KernelDistan
     return KernelDistance(float(value), h - h.mean(), h_reference - h_reference.mean())
 
 
-def kernel_ratio(a: KernelDistance, b: KernelDistance) -> Estimate:
-    """``a / b`` with its standard error. Both were measured against the same reference, with the same seeds."""
-    ratio = a.value / b.value
-    paired = len(a.influence) == len(b.influence)
-    reference = (a.reference_influence - ratio * b.reference_influence) / b.value
-    if paired:
-        return Estimate(ratio, _influence_error((a.influence - ratio * b.influence) / b.value, reference))
-    own = _influence_error(a.influence / b.value, reference)
-    return Estimate(ratio, float(np.hypot(own, _influence_error(ratio * b.influence / b.value, np.zeros(1)))))
-
-
-def _influence_error(influence: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.sqrt(influence.var() / len(influence) + reference.var() / len(reference)))
-
-
 def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row sums of the kernel of x with y, its diagonal (if they are one), and its column sums."""
     rows, diagonal, columns = [], [], np.zeros(len(y))
@@ -175,18 +156,10 @@ def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares of images, for each image whether it counts: bool ``(N,)`` and ``(M,)``."""
+    """For each image whether it counts, bool ``(N,)`` and ``(M,)``: precision and recall are their means."""
 
     precise: np.ndarray
     recalled: np.ndarray
-
-    @property
-    def precision(self) -> Estimate:
-        return share(self.precise)
-
-    @property
-    def recall(self) -> Estimate:
-        return share(self.recalled)
 
 
 def precision_recall(features: np.ndarray, reference: np.ndarray, k: int = 3) -> PrecisionRecall:
@@ -210,12 +183,6 @@ def precision_recall(features: np.ndarray, reference: np.ndarray, k: int = 3) ->
             precise[rows] |= (distances <= reference_radii[columns]).any(axis=1)
             recalled[columns] |= (distances <= radii[rows, None]).any(axis=0)
     return PrecisionRecall(precise, recalled)
-
-
-def share(flags: np.ndarray) -> Estimate:
-    """A share of images with its binomial standard error."""
-    p = float(flags.mean())
-    return Estimate(p, float(np.sqrt(p * (1 - p) / len(flags))))
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:

@@ -40,10 +40,9 @@ class Measured:
         """This over the first model's."""
         if first.value == 0:
             return Measured(float("nan"))
-        both = len(self.replicates) and len(first.replicates)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = self.replicates / first.replicates if both else np.empty(0)
-        return Measured(self.value / first.value, replicates)
+        if not len(self.replicates) or not len(first.replicates) or not first.replicates.all():
+            return Measured(self.value / first.value)  # the first may be 0: the ratio has no bounds
+        return Measured(self.value / first.value, self.replicates / first.replicates)
 
     def as_json(self) -> dict[str, Any]:
         interval = self.interval
