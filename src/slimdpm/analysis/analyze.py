@@ -62,7 +62,7 @@ class Settings:
 def analyze(
     source: str,
     against: str,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     settings: Settings | None = None,
     *,
     compare: Sequence[str] = (),
@@ -86,7 +86,7 @@ def analyze(
     """
     settings, display = settings or Settings(), display or Display()
     run = RunFolder(source) if (Path(source).expanduser() / "recipe.yaml").is_file() else None
-    folder = folder or (run.analysis if run else Path("analysis"))
+    folder = Path(folder) if folder else run.analysis if run else Path("analysis")
     if folder.exists() and not folder.is_dir():
         raise SlimdpmError(f"{folder} is a file; give a folder for the figures")
     if settings.scheduler is None:

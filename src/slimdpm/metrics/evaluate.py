@@ -61,7 +61,7 @@ class Settings:
 def evaluate(
     models: Sequence[str],
     against: Any,
-    folder: Path,
+    folder: str | Path,
     settings: Settings | None = None,
     *,
     reference_moments: Path | None = None,
@@ -84,8 +84,7 @@ def evaluate(
     Raises:
         SlimdpmError: for a user's mistake.
     """
-    settings = settings or Settings()
-    display = display or Display()
+    settings, display, folder = settings or Settings(), display or Display(), Path(folder).expanduser()
     if against is None and (reference_moments is None or write_moments is not None):
         raise SlimdpmError(
             "nothing to measure against: give --against DATA, or --reference-stats FILE for the FID alone"
