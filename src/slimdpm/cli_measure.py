@@ -18,7 +18,8 @@ console = Console()
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Run folders, diffusers folders, hub ids; or folders of samples.")
+        list[str],
+        typer.Argument(metavar="MODELS...", help="Run folders, diffusers folders, hub ids; or folders of samples."),
     ],
     against: Annotated[str | None, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=10, help="Images of each model.")] = 10_000,
