@@ -19,7 +19,7 @@ console = Console()
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODELS...", help="Run folders, diffusers folders, hub ids; or folders of samples."),
+        typer.Argument(metavar="MODEL", help="Run folders, diffusers folders, hub ids; or folders of samples."),
     ],
     against: Annotated[str | None, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=10, help="Images of each model.")] = 10_000,
@@ -46,7 +46,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how good the samples of MODELS are, and where in the spectrum they fail.
+    """Measure how good the samples of each MODEL are, and where in the spectrum they fail.
 
     FID, KID, precision, recall and Inception Score on the features of one network; distances of power spectra, power
     ratios by octave and sliced Wasserstein distances on the images themselves; each with a 95 % interval. Two random
