@@ -38,6 +38,7 @@ def place(tmp_path_factory, teacher_folder):
     (folder / "model").symlink_to(teacher_folder)
     images = np.random.default_rng(0).integers(0, 256, (90, 16, 16, 3), dtype=np.uint8)
     np.savez(folder / "real.npz", images=images)
+    np.save(folder / "few.npy", images[:3])
     np.savez(folder / "others.npz", images=images[::-1] // 2)
     torch.jit.script(Features().eval()).save(folder / "features.pt")
     return folder
@@ -165,6 +166,7 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
         (["MODEL"], "nothing to measure against"),
         (["none", "--against", "REAL"], "none does not exist"),
         (["MODEL", "--against", "none"], "data none does not exist"),
+        (["MODEL", "--against", "FEW", "--extractor", "FEATURES", "-n", "10", "--steps", "1"], "real has 3 images"),
         (["MODEL", "MODEL", "--against", "REAL"], "given twice"),
         (["REAL", "--against", "REAL"], "put a pipeline first, or give --size"),
         (["MODEL", "--against", "REAL", "--size", "32"], "images of 16 pixels, not 32"),
@@ -180,7 +182,8 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, arguments, words):
-    names = {"MODEL": str(place / "model"), "REAL": str(place / "real.npz")}
+    names = {"MODEL": "model", "REAL": "real.npz", "FEW": "few.npy", "FEATURES": "features.pt"}
+    names = {key: str(place / file) for key, file in names.items()}
     done = CliRunner().invoke(app, ["evaluate", *(names.get(a, a) for a in arguments), "-o", str(tmp_path / "e")])
     assert isinstance(done.exception, SlimdpmError), done.exception
     assert words in str(done.exception) and "\n" not in str(done.exception)

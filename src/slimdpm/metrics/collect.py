@@ -23,7 +23,7 @@ from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.parallel import processes
 from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import fingerprint
+from slimdpm.teachers import fingerprint, shell_of
 
 SHARD = 64  # images
 
@@ -61,8 +61,9 @@ class Generated:
 
     def __post_init__(self) -> None:
         scheduler = make_scheduler(self.pipeline, self.scheduler)
-        parts = (fingerprint(self.pipeline.unet), type(scheduler).__name__, self.steps, self.seed, SHARD)
-        self.key = _short(parts)
+        models = [m for m in (self.pipeline.unet, shell_of(self.pipeline).autoencoder) if m is not None]
+        sampler = (type(scheduler).__name__, sorted(scheduler.config.items(), key=str), self.steps, self.seed, SHARD)
+        self.key = _short(([fingerprint(model) for model in models], sampler))
 
     def __len__(self) -> int:
         return self.count

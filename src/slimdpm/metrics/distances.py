@@ -118,40 +118,43 @@ class KernelDistance:
     reference_influence: np.ndarray
 
 
-def kernel_distance(features: np.ndarray, reference: np.ndarray) -> KernelDistance:
+def kernel_distance(features: np.ndarray, reference: np.ndarray, within: np.ndarray | None = None) -> KernelDistance:
     """KID (Bińkowski et al. 2018): MMD² with the kernel ``(x·y / D + 1)³``, unbiased.
 
     Args:
         features: of the evaluated images ``(N, D)``.
         reference: of the real ones ``(M, D)``.
+        within: `kernel_means` of the reference, if they are known.
+
+    Raises:
+        ValueError: for fewer than two images on a side.
     """
-    n, m = len(features), len(reference)
-    if min(n, m) < 2:
-        raise ValueError("KID needs two images at least on either side")
-    inner, own, _ = _kernel_sums(features, features)
-    outer, own_reference, _ = _kernel_sums(reference, reference)
-    cross, _, cross_reference = _kernel_sums(features, reference)
-    within = (inner - own) / (n - 1)  # mean kernel of each image with the others
-    within_reference = (outer - own_reference) / (m - 1)
-    between, between_reference = cross / m, cross_reference / n
-    value = within.mean() + within_reference.mean() - 2 * between.mean()
-    h, h_reference = 2 * (within - between), 2 * (within_reference - between_reference)
+    own = kernel_means(features)  # (N,)
+    own_reference = kernel_means(reference) if within is None else within  # (M,)
+    rows, columns = _kernel_sums(features, reference)
+    between, between_reference = rows / len(reference), columns / len(features)
+    value = own.mean() + own_reference.mean() - 2 * between.mean()
+    h, h_reference = 2 * (own - between), 2 * (own_reference - between_reference)
     return KernelDistance(float(value), h - h.mean(), h_reference - h_reference.mean())
 
 
-def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row sums of the kernel of x with y, its diagonal (if they are one), and its column sums."""
-    rows, diagonal, columns = [], [], np.zeros(len(y))
+def kernel_means(x: np.ndarray) -> np.ndarray:
+    """The mean kernel of each image with the others of its set ``(N,)``."""
+    if len(x) < 2:
+        raise ValueError("KID needs two images at least on either side")
+    diagonal = np.concatenate([((block**2).sum(axis=1) / x.shape[1] + 1) ** 3 for block in _blocks(x)])
+    return (_kernel_sums(x, x)[0] - diagonal) / (len(x) - 1)
+
+
+def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column sums of the kernel of x with y."""
+    rows, columns = np.zeros(len(x)), np.zeros(len(y))
     for first, block in _numbered_blocks(x):
         for start, other in _numbered_blocks(y):
             kernel = (block @ other.T / x.shape[1] + 1) ** 3
-            if start == 0:
-                rows.append(np.zeros(len(block)))
-            rows[-1] += kernel.sum(axis=1)
+            rows[first : first + len(block)] += kernel.sum(axis=1)
             columns[start : start + len(other)] += kernel.sum(axis=0)
-            if x is y and start == first:
-                diagonal.append(np.diagonal(kernel).copy())
-    return np.concatenate(rows), np.concatenate(diagonal) if diagonal else np.zeros(0), columns
+    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -162,18 +165,27 @@ class PrecisionRecall:
     recalled: np.ndarray
 
 
-def precision_recall(features: np.ndarray, reference: np.ndarray, k: int = 3) -> PrecisionRecall:
+def precision_recall(
+    features: np.ndarray, reference: np.ndarray, k: int = 3, reference_radii: np.ndarray | None = None
+) -> PrecisionRecall:
     """Precision and recall by k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019).
 
     An evaluated image is precise if it lies within the ball of any real image that reaches to that one's k-th
     neighbour; a real image is recalled if it lies within such a ball of an evaluated one.
+
+    Args:
+        features: of the evaluated images ``(N, D)``.
+        reference: of the real ones ``(M, D)``.
+        k: the neighbour that a ball reaches to.
+        reference_radii: `neighbour_radii` of the reference, if they are known.
 
     Raises:
         ValueError: if a set has no more than k images.
     """
     if min(len(features), len(reference)) <= k:
         raise ValueError(f"precision and recall with k = {k} need more than {k} images on either side")
-    radii, reference_radii = _neighbour_radii(features, k), _neighbour_radii(reference, k)
+    radii = neighbour_radii(features, k)
+    reference_radii = neighbour_radii(reference, k) if reference_radii is None else reference_radii
     precise, recalled = np.zeros(len(features), bool), np.zeros(len(reference), bool)
     for first, block in _numbered_blocks(features):
         rows = slice(first, first + len(block))
@@ -205,7 +217,7 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
     return Estimate(float(np.mean(scores)), float(np.std(scores) / np.sqrt(len(scores))))
 
 
-def _neighbour_radii(x: np.ndarray, k: int) -> np.ndarray:
+def neighbour_radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each vector to its k-th nearest other one."""
     radii = []
     for _, block in _numbered_blocks(x):

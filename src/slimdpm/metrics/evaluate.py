@@ -169,6 +169,8 @@ def _open_models(
             raise SlimdpmError(
                 f"{name} makes images of {shell.image_size} pixels, not {size}: compare models of one size"
             )
+        if any(isinstance(m, DiffusionPipeline) for m in opened.values()) and shell.image_channels != channels:
+            raise SlimdpmError(f"{name} makes images of {shell.image_channels} channels, the others of {channels}")
         size, channels = shell.image_size, shell.image_channels
         opened[label] = pipeline
     assert size is not None

@@ -46,7 +46,8 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         interval = self.interval
-        return {"value": self.value, **({"low": interval[0], "high": interval[1]} if interval else {})}
+        value = self.value if np.isfinite(self.value) else None  # JSON knows no NaN
+        return {"value": value, **({"low": interval[0], "high": interval[1]} if interval else {})}
 
 
 @dataclass(frozen=True)

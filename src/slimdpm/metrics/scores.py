@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from slimdpm.metrics.spectral import spectra, spectral_metrics
 
 FEW = 10_000  # images; with less the bias of a Fréchet distance is worth a warning
 NEIGHBOURS = 3  # of precision and recall
-_HALVES = 20  # real images at least, for the floor
+FEWEST = 10  # images of a set
+_HALVES = 2 * FEWEST  # real images at least, for the floor
 
 
 @dataclass
@@ -84,6 +86,18 @@ class _Reference:
     spectra: np.ndarray | None = None
     patches: dict[int, np.ndarray] | None = None
 
+    @cached_property
+    def kernel_means(self) -> np.ndarray:
+        """The reference's part of the kernel distance, the same for all models."""
+        assert self.features is not None
+        return distances.kernel_means(self.features)
+
+    @cached_property
+    def radii(self) -> np.ndarray:
+        """The reference's balls, for precision."""
+        assert self.features is not None
+        return distances.neighbour_radii(self.features, NEIGHBOURS)
+
 
 def score(
     collected: list[Collected],
@@ -105,9 +119,12 @@ def score(
         display: where progress is shown.
 
     Raises:
-        SlimdpmError: if `moments` are of another network's features.
+        SlimdpmError: if `moments` are of another network's features, or a set has fewer than `FEWEST` images.
     """
     display = display or Display()
+    for c in [*collected, *([real] if real else [])]:
+        if len(c) < FEWEST:
+            raise SlimdpmError(f"{c.name} has {len(c)} images; {FEWEST} at least are needed")
     extractor = collected[0].extractor
     if real is not None:
         features = real.features()
@@ -163,10 +180,10 @@ def _feature_metrics(
         infinity = distances.frechet_infinity(features, reference.moments)
         result[f"{name}∞"] = _normal(infinity, draws)
     if reference.features is not None:
-        kernel = distances.kernel_distance(features, reference.features)
+        kernel = distances.kernel_distance(features, reference.features, reference.kernel_means)
         influences = (kernel.influence, kernel.reference_influence)
         result[_kernel_name(extractor)] = from_influence(kernel.value, *influences, draws)
-        shares = distances.precision_recall(features, reference.features, NEIGHBOURS)
+        shares = distances.precision_recall(features, reference.features, NEIGHBOURS, reference.radii)
         result["precision"] = from_mean(shares.precise, draws.images)
         result["recall"] = from_mean(shares.recalled, draws.reference)
     return result
