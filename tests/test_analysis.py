@@ -151,8 +151,10 @@ def test_the_tables_hold_the_figures_numbers(run_folder, image_folder, tmp_path)
     assert {float(row["LL"]) > float(row["HH"]) for row in gates} == {True}  # as they start
 
 
-def test_a_network_without_gates_says_so(teacher_folder, image_folder, tmp_path):
-    page = analyze(str(teacher_folder), str(image_folder), tmp_path / "a", SMALL)
+def test_a_network_without_gates_says_so(run_folder, teacher_folder, image_folder, tmp_path):
+    """Also when the network that it is compared with has gates, and its folder is called teacher."""
+    (tmp_path / "teacher").symlink_to(teacher_folder)
+    page = analyze(str(tmp_path / "teacher"), str(image_folder), tmp_path / "a", SMALL, compare=[str(run_folder)])
     assert page == tmp_path / "a" / "report.html" and "has no wavelet gates" in page.read_text()
     assert not (tmp_path / "a" / "gates.png").exists()
 
@@ -170,6 +172,7 @@ def test_mistakes_of_analyze_are_one_line(teacher_folder, image_folder, tmp_path
         (["none", "--against", image_folder], "none does not exist"),
         ([teacher_folder, "--against", tmp_path / "none"], "does not exist"),
         ([teacher_folder, "--against", image_folder, "--compare", "demo:teacher"], "different sizes"),
+        ([teacher_folder, "--against", image_folder, "--device", "toaster"], "'toaster' is not to be had"),
     ):
         done = CliRunner().invoke(app, ["analyze", *map(str, arguments), "-o", str(tmp_path / "a")])
         assert isinstance(done.exception, SlimdpmError) and words in str(done.exception)

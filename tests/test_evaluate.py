@@ -179,6 +179,7 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
         (["MODEL", "--against", "REAL", "--inception-weights", "REAL"], "is not the standard Inception file"),
         (["MODEL", "--against", "REAL", "--reference-stats", "REAL"], "holds no mu and sigma"),
         (["MODEL", "--against", "REAL", "--scheduler", "magic"], "unknown scheduler"),
+        (["MODEL", "--against", "REAL", "--device", "toaster"], "'toaster' is not to be had"),
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, arguments, words):

@@ -126,7 +126,7 @@ def analyze(
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the run's, or ddim]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
 ) -> None:
     """Show where in the spectrum a network works: the paper's section 3 for your own model and data.
 

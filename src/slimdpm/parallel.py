@@ -60,6 +60,20 @@ def processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads it
 
 
+def pick_device(name: str | None) -> torch.device:
+    """A device by name; None is this process's own, the best there is.
+
+    Raises:
+        SlimdpmError: if it is not to be had.
+    """
+    if name is None:
+        return processes().device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise SlimdpmError(f"the device {name!r} is not to be had here") from None
+
+
 def leave() -> None:
     """Say goodbye to the other processes, at the end of a program."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.images import grid
+from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
 from slimdpm.sampling import make_scheduler, sample_batches
 from slimdpm.teachers import fingerprint, load_pipeline
@@ -47,7 +47,7 @@ def write_samples(
         SlimdpmError: for a pipeline that cannot be loaded, or a folder that holds samples of other settings.
     """
     display = display or Display()
-    pipeline = load_pipeline(source).to(_device(device))
+    pipeline = load_pipeline(source).to(pick_device(device))
     settings = {
         "network": fingerprint(pipeline.unet),
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
@@ -91,15 +91,6 @@ def _claim(folder: Path, settings: dict) -> None:
         raise SlimdpmError(f"{folder} is not empty; choose another folder for the images")
     write_json(file, settings)
     remove_leftovers(folder)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise SlimdpmError(f"the device {name!r} is not to be had here") from None
 
 
 def _file(folder: Path, number: int) -> Path:

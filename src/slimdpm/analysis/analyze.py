@@ -30,6 +30,7 @@ from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.figures import svg_of
 from slimdpm.files import atomic_file, write_text
+from slimdpm.parallel import pick_device
 from slimdpm.profile import measure_model
 from slimdpm.report import machine_facts, put_analysis, template
 from slimdpm.run import RunFolder
@@ -48,7 +49,7 @@ class Settings:
         count: real images for the data's spectrum.
         samples: of each network, for its spectrum; and real ones that are noised for the denoisers.
         steps, scheduler, seed: of the samples; without a scheduler it is the run's own, or DDIM.
-        device: where to compute.
+        device: where to compute; None is the best there is.
     """
 
     count: int = 1000
@@ -56,7 +57,7 @@ class Settings:
     steps: int = 25
     scheduler: str | None = None
     seed: int = 0
-    device: str = "cpu"
+    device: str | None = None
 
 
 def analyze(
@@ -91,10 +92,10 @@ def analyze(
         raise SlimdpmError(f"{folder} is a file; give a folder for the figures")
     if settings.scheduler is None:
         settings = replace(settings, scheduler=run.recipe().samples.scheduler if run else "ddim")
-    networks = _load(source, run, compare, settings.device)
-    shell = shell_of(networks[_main(networks)])
+    networks, main = _load(source, run, compare, pick_device(settings.device))
+    shell = shell_of(networks[main])
     images = _real_images(against, shell, settings, display)
-    sections = [_drawn(s) for s in _sections(networks, shell, images, settings, display)]
+    sections = [_drawn(s) for s in _sections(networks, main, shell, images, settings, display)]
     facts = {
         "data": against,
         "seed": str(settings.seed),
@@ -114,8 +115,13 @@ def analyze(
     return folder / "report.html"
 
 
-def _load(source: str, run: RunFolder | None, compare: Sequence[str], device: str) -> dict[str, DiffusionPipeline]:
-    """Pipelines by label: a run's teacher first if it has one to load, then the network itself, then the others."""
+def _load(
+    source: str, run: RunFolder | None, compare: Sequence[str], device: torch.device
+) -> tuple[dict[str, DiffusionPipeline], str]:
+    """Pipelines by label: a run's teacher first if it has one to load, then the network itself, then the others.
+
+    Also the label of the network itself.
+    """
     networks: dict[str, DiffusionPipeline] = {}
     label = Path(source).name or source
     recipe = run.recipe() if run else None
@@ -131,13 +137,7 @@ def _load(source: str, run: RunFolder | None, compare: Sequence[str], device: st
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise SlimdpmError(f"the networks make images of different sizes: {listed}")
-    return {name: p.to(device) for name, p in networks.items()}
-
-
-def _main(networks: dict[str, DiffusionPipeline]) -> str:
-    """The label of the network that is analysed."""
-    names = list(networks)
-    return names[1] if names[0] == "teacher" and len(names) > 1 else names[0]
+    return {name: p.to(device) for name, p in networks.items()}, label
 
 
 def _real_images(against: str, shell: Shell, settings: Settings, display: Display) -> np.ndarray:
@@ -159,14 +159,18 @@ def _real_images(against: str, shell: Shell, settings: Settings, display: Displa
 
 
 def _sections(
-    networks: dict[str, DiffusionPipeline], shell: Shell, images: np.ndarray, settings: Settings, display: Display
+    networks: dict[str, DiffusionPipeline],
+    main: str,
+    shell: Shell,
+    images: np.ndarray,
+    settings: Settings,
+    display: Display,
 ) -> list[Section]:
-    main = _main(networks)
     process = shell.process
     # Closer together towards the image, where the details appear.
     timesteps = np.unique((np.linspace(0.02, 1, LEVELS) ** 1.5 * (len(process) - 1)).round().astype(int))
     alpha_bar = process.alphas_cumprod.numpy()[timesteps]
-    clean = _clean(shell, images, settings.device)
+    clean = _clean(shell, images, networks[main].device)
     spectrum = _spectrum(clean)
     seen = clean[: settings.samples]
     observed = _observe(networks, main, seen, timesteps, settings, display)
@@ -182,7 +186,7 @@ def _sections(
     ]
 
 
-def _clean(shell: Shell, images: np.ndarray, device: str) -> Tensor:
+def _clean(shell: Shell, images: np.ndarray, device: torch.device) -> Tensor:
     """What the U-Net sees of the images, ``(N, C, H, W)``."""
     pixels = to_model_range(torch.from_numpy(images).permute(0, 3, 1, 2))  # (N, C, H, W)
     parts = [shell.encode(part.to(device)).cpu() for part in pixels.split(32)]

@@ -22,7 +22,7 @@ from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, colle
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.metrics.reference import load_moments, save_moments
 from slimdpm.metrics.scores import Evaluation, score, tables
-from slimdpm.parallel import processes
+from slimdpm.parallel import pick_device, processes
 from slimdpm.report import machine_facts
 from slimdpm.sampling import make_scheduler
 from slimdpm.sources import Source, open_source
@@ -92,7 +92,7 @@ def evaluate(
     # All that can be wrong is found before anything is made.
     moments = load_moments(reference_moments) if reference_moments else None
     real_source = open_source(against) if against is not None else None
-    place = settings.device or processes().device
+    place = pick_device(settings.device)
     opened, size, channels = _open_models(models, settings, place)
     extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
     lock = _claim(folder)
