@@ -174,6 +174,49 @@ def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     )
 
 
+@reproduce.command()
+def ablation(
+    data: Annotated[
+        str, typer.Argument(help="Images with train/ and other parts: a folder, or an .npz of images and names.")
+    ],
+    size: Annotated[str, typer.Option(help="32: hours on two CPU cores. 64: for a GPU.")] = "32",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the experiment.")] = Path("runs/ablation"),
+    groups: Annotated[list[str] | None, typer.Option("--group", help="Only these cells; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Students of each cell.")] = 3,
+    latency: Annotated[bool, typer.Option("--latency", help="Time the networks too, on an idle machine.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for figures.")] = None,
+) -> None:
+    """Does each part of the method earn its place? Lite, gating, the losses and their settings at equal cost.
+
+    Trains a teacher, chooses learning rates on images held out for it, trains every cell of the grid with each seed on
+    the same images, noise and timesteps, and measures on images that are for evaluation alone.
+
+    The same command goes on where it was stopped; started in several terminals, they share the work.
+
+        slimdpm reproduce ablation clothing-64.npz --size 32 -o runs/ablation-32
+    """
+    from slimdpm.ablation.run import Ablation
+    from slimdpm.ablation.tables import rows
+    from slimdpm.display import Display
+
+    experiment = Ablation(size, data, output, range(seeds), Display(console))
+    results = experiment.run(groups)
+    if latency:
+        experiment.measure_latency()
+        results = experiment.results()
+    if pictures is not None:
+        experiment.pictures(pictures, f"ablation_{size}")
+    headings, lines = rows(results)
+    table = Table(box=None, pad_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    _wide().print(table)
+    console.print("ratios to Lite of the same seed, mean and standard error over the seeds: below 1 is better")
+    console.print(f"results: {output / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _wide() -> Console:
     """A log has no width: a table's lines are not cut there."""
     return console if console.is_terminal else Console(width=200)

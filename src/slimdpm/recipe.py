@@ -106,6 +106,7 @@ class TrainRecipe(Section):
     clip: float | None = Field(1.0, gt=0)  # norm of the gradient
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float = Field(0.9999, ge=0, lt=1)
+    freeze: list[str] = []  # parameters of the student that stay as they start, by patterns such as "*.gate.*"
     seed: int = Field(0, ge=0)
     compile: bool = False
     gradient_checkpointing: bool = False

@@ -11,9 +11,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimdpm.checkpoint import Trainable, checkpoints, ema_weights, load_checkpoint, save_checkpoint
 from slimdpm.data import Images, StreamBatches, TrainingStream, training_loader
@@ -93,14 +94,14 @@ class Trainer:
             torch.manual_seed(s.seed)
             unet = build(self.config)
             student = TappedStudent(unet, pairs)
+        _freeze(unet, s.freeze)
         if s.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         student.to(self.accelerator.device).train()
         if s.compile:
             student.compile()
-        optimizer = torch.optim.AdamW(
-            student.parameters(), lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True
-        )
+        trained = [p for p in student.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
         schedule = get_scheduler(
             _SCHEDULES[s.schedule], optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps
         )
@@ -138,38 +139,57 @@ class Trainer:
             Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
             SlimdpmError: if the loss is not finite, or a checkpoint cannot be written.
         """
-        s = self.settings
-        grid_every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
-        self._resume()
-        batches = self._batches()
         label = "distilling" if self.distiller.teacher is not None else "training"
+        self.resume()
         with (
             torch.random.fork_rng(devices=_cuda_devices(self.accelerator.device)),
             stop_signals() as received,
-            self.display.task(label, s.steps, done=self.state.step, unit="steps") as task,
+            self.display.task(label, self.settings.steps, done=self.state.step, unit="steps") as task,
         ):
-            self._mark = time.monotonic()
-            while self.state.step < s.steps:
-                self._step(batches)
-                step = self.state.step
-                stop = self._agreed(received)
-                last = stop or step == s.steps
-                numbers = self._flush() if last or step % s.log_every == 0 or step % s.checkpoint_every == 0 else ""
-                if last or step % s.checkpoint_every == 0:
-                    self._checkpoint(on_checkpoint)
-                if stop:
-                    raise Stopped(stop, step)
-                if grid_every and step % grid_every == 0 and self.accelerator.is_main_process:
-                    on_sample(step, self.weights())
+            for numbers in self.steps(on_checkpoint, on_sample, received):
                 task.advance(1, numbers)
         self.accelerator.wait_for_everyone()
         return self.weights()
+
+    def steps(
+        self,
+        on_checkpoint: Callable[[Weights], None] = lambda weights: None,
+        on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+        received: Sequence[int] = (),
+    ) -> Iterator[str]:
+        """`train` a step at a time, for who drives several runs side by side; `resume` comes first.
+
+        Args:
+            on_checkpoint, on_sample: see `train`.
+            received: the signals that ask to stop, see `stop_signals`.
+
+        Yields:
+            after each step its numbers as a line if they were logged, else nothing.
+        """
+        s = self.settings
+        grid_every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
+        batches = self._batches()
+        self._mark = time.monotonic()
+        while self.state.step < s.steps:
+            self._step(batches)
+            step = self.state.step
+            stop = self._agreed(received)
+            last = stop or step == s.steps
+            numbers = self._flush() if last or step % s.log_every == 0 or step % s.checkpoint_every == 0 else ""
+            if last or step % s.checkpoint_every == 0:
+                self._checkpoint(on_checkpoint)
+            if stop:
+                raise Stopped(stop, step)
+            if grid_every and step % grid_every == 0 and self.accelerator.is_main_process:
+                on_sample(step, self.weights())
+            yield numbers
 
     def weights(self) -> Weights:
         """The averaged weights of the student, under its own names."""
         return ema_weights(self.state.student.unet, self.state.ema)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run's folder, if there is one."""
         found = checkpoints(self.run.checkpoints)
         if not found:
             return
@@ -261,7 +281,7 @@ class Trainer:
             on_checkpoint(self.weights())
         self.accelerator.wait_for_everyone()
 
-    def _agreed(self, received: list[int]) -> int:
+    def _agreed(self, received: Sequence[int]) -> int:
         """The signal to stop at, the same in all processes after the same step; 0 to go on."""
         if self.accelerator.num_processes == 1:
             return received[0] if received else 0
@@ -281,6 +301,20 @@ def split_batch(recipe: Recipe, processes: int) -> tuple[int, int]:
     share = total // processes
     micro = next(n for n in range(min(share, most or share), 0, -1) if share % n == 0)
     return micro, share // micro
+
+
+def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Keep the parameters whose names match a pattern out of training.
+
+    Raises:
+        SlimdpmError: for a pattern that matches none.
+    """
+    for pattern in patterns:
+        matching = [p for name, p in network.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise SlimdpmError(f"train.freeze: no parameter of the student matches {pattern!r}")
+        for parameter in matching:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

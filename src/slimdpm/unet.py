@@ -21,10 +21,10 @@ from slimdpm.wavelet import LOW_PASS, Gates, WaveletGatingDown, WaveletGatingUp
 # diffusers looks for `ModelMixin` in the module that a pipeline's model_index.json names, and loads through it.
 __all__ = ["ModelMixin", "SpectralUNet2DConditionModel", "SpectralUNet2DModel", "gate_resamplers"]
 
-WAVELET_KEYS = ("wavelet_expansion", "wavelet_gate_reduction", "wavelet_gate_init")
 
-
-def gate_resamplers(model: nn.Module, *, expansion: str, reduction: int, gate_init: Gates) -> int:
+def gate_resamplers(
+    model: nn.Module, *, expansion: str, reduction: int, gate_init: Gates, down_mix: bool = False
+) -> int:
     """Replace each `Downsample2D` and `Upsample2D` in `model`, in place, by wavelet gating.
 
     This covers the resamplers of the blocks and those inside residual blocks (``downsample_type="resnet"``, LDM-8).
@@ -48,7 +48,7 @@ def gate_resamplers(model: nn.Module, *, expansion: str, reduction: int, gate_in
                 )
             gated: nn.Module
             if isinstance(child, Downsample2D):
-                gated = WaveletGatingDown(child.channels, reduction, gate_init)
+                gated = WaveletGatingDown(child.channels, reduction, gate_init, down_mix)
             else:
                 gated = WaveletGatingUp(child.channels, reduction, gate_init, expansion if child.use_conv else "none")
             setattr(parent, name, gated)
@@ -82,6 +82,7 @@ class SpectralUNet2DModel(UNet2DModel):
         wavelet_expansion: how WG-Up makes its coefficients, see `slimdpm.wavelet.WaveletGatingUp`.
         wavelet_gate_reduction: channels over hidden width in the gates' FFN.
         wavelet_gate_init: the gates of LL, LH, HL, HH before training.
+        wavelet_down_mix: whether a 1x1 convolution follows WG-Down.
     """
 
     @register_to_config
@@ -92,11 +93,16 @@ class SpectralUNet2DModel(UNet2DModel):
         wavelet_expansion: str = "grouped",
         wavelet_gate_reduction: int = 4,
         wavelet_gate_init: Gates = LOW_PASS,
+        wavelet_down_mix: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         gate_resamplers(
-            self, expansion=wavelet_expansion, reduction=wavelet_gate_reduction, gate_init=wavelet_gate_init
+            self,
+            expansion=wavelet_expansion,
+            reduction=wavelet_gate_reduction,
+            gate_init=wavelet_gate_init,
+            down_mix=wavelet_down_mix,
         )
 
 
@@ -111,9 +117,14 @@ class SpectralUNet2DConditionModel(UNet2DConditionModel):
         wavelet_expansion: str = "grouped",
         wavelet_gate_reduction: int = 4,
         wavelet_gate_init: Gates = LOW_PASS,
+        wavelet_down_mix: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         gate_resamplers(
-            self, expansion=wavelet_expansion, reduction=wavelet_gate_reduction, gate_init=wavelet_gate_init
+            self,
+            expansion=wavelet_expansion,
+            reduction=wavelet_gate_reduction,
+            gate_init=wavelet_gate_init,
+            down_mix=wavelet_down_mix,
         )

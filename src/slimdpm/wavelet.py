@@ -122,20 +122,27 @@ class WaveletGatingDown(nn.Module):
         channels: C, kept.
         reduction: of the gates' FFN.
         gate_init: the gates of LL, LH, HL, HH before training. The default is close to average pooling.
+        mix: mix the channels by a 1x1 convolution afterwards, which starts as the identity. The paper has none.
 
     Shape: ``(B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2))``.
     """
 
-    def __init__(self, channels: int, reduction: int = 4, gate_init: Gates = LOW_PASS):
+    def __init__(self, channels: int, reduction: int = 4, gate_init: Gates = LOW_PASS, mix: bool = False):
         super().__init__()
         self.channels = channels
         self.gate = WaveletGate(channels, reduction, gate_init)
+        self.mix: nn.Conv2d | None = None
+        if mix:
+            self.mix = nn.Conv2d(channels, channels, 1)
+            nn.init.dirac_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         _, _, height, width = hidden_states.shape
         if height % 2 or width % 2:
             hidden_states = F.pad(hidden_states, (0, width % 2, 0, height % 2), mode="replicate")
-        return fused_gated_dwt2(hidden_states, self.gate(hidden_states))
+        out = fused_gated_dwt2(hidden_states, self.gate(hidden_states))  # (B, C, H/2, W/2)
+        return out if self.mix is None else self.mix(out)
 
 
 def fused_gated_dwt2(x: Tensor, gates: Tensor) -> Tensor:

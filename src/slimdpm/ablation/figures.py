@@ -1,0 +1,97 @@
+"""The ablation's pictures: every cell beside Lite, quality against cost, samples from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from slimdpm.ablation.tables import BASELINE, Summary, summaries, teacher_summaries
+from slimdpm.figures import colour
+from slimdpm.files import atomic_file
+from slimdpm.images import grid
+from slimdpm.results import save_picture
+
+SHOWN = ("error of ε", "upper half", "kernel distance")
+PARETO = ("kernel distance", "Fréchet distance", "upper-half error, dB")
+
+
+def cells_figure(results: Mapping[str, Any], path: Path) -> None:
+    """A line for each cell: its ratio to Lite in each column, with the interval over the seeds."""
+    names = [name for name in results["cells"] if summaries(results, name)]
+    figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(names)), layout="constrained")
+    teacher = teacher_summaries(results, results["teacher"]["measures"])
+    for axes, title in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
+        for row, name in enumerate(names):
+            _point(axes, row, summaries(results, name)[title], colour(_kind(results, name)))
+        axes.axvline(1, color=colour("lite"), linestyle=":", linewidth=1.2)
+        axes.axvline(teacher[title].mean, color=colour("teacher"), linestyle="-.", linewidth=1.2)
+        axes.set_title(f"{title}, ratio to Lite", fontsize=10)
+        axes.set_yticks(range(len(names)), [results["cells"][name]["about"] for name in names], fontsize=8)
+        axes.grid(axis="x", color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.invert_yaxis() if axes.get_ylim()[0] < axes.get_ylim()[1] else None
+    _save(figure, path)
+
+
+def _point(axes: Any, row: int, summary: Summary, shade: str) -> None:
+    low, high = summary.interval
+    if np.isfinite(low):
+        axes.plot([low, high], [row, row], color=shade, linewidth=2, alpha=0.5)
+    axes.plot(summary.values, [row] * len(summary.values), "|", color=shade, markersize=7)
+    axes.plot(summary.mean, row, "o", color=shade, markersize=5)
+
+
+def _kind(results: Mapping[str, Any], name: str) -> str:
+    return results["cells"][name]["family"].partition(",")[0]
+
+
+def pareto_figure(results: Mapping[str, Any], path: Path) -> None:
+    """Quality against MACs, and against measured latency: Lite and Spectral at each of their widths."""
+    names = {kind: [BASELINE if kind == "lite" else kind] for kind in ("lite", "spectral")}
+    for name in results["cells"]:
+        kind, _, width = name.partition(" width ")
+        if width:
+            names[kind].append(name)
+    costs = (("macs_all", 1e6, "M MACs (all)"), ("latency", 1e-3, "latency of one step, ms"))
+    figure = Figure(figsize=(10.0, 6.0), layout="constrained")
+    for line, (key, unit, label) in zip(figure.subplots(2, len(PARETO)), costs, strict=True):
+        for axes, metric in zip(line, PARETO, strict=True):
+            for kind, members in names.items():
+                points = sorted(
+                    _point_of(results, name, key, unit, metric) for name in members if name in results["cells"]
+                )
+                points = [point for point in points if np.isfinite(point[0])]
+                if points:
+                    x, y, error = zip(*points, strict=True)
+                    axes.errorbar(x, y, yerr=error, marker="o", color=colour(kind), label=kind.capitalize(), capsize=2)
+            axes.axhline(
+                results["teacher"]["measures"][metric], color=colour("teacher"), linestyle="-.", label="teacher"
+            )
+            axes.axhline(results["floor"][metric], color="#000000", linestyle="--", label="real against real")
+            axes.set_xscale("log")
+            axes.set_xlabel(label)
+            axes.set_title(metric, fontsize=10)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _point_of(results: Mapping[str, Any], name: str, key: str, unit: float, metric: str) -> tuple[float, float, float]:
+    """Cost, mean and standard error of one width."""
+    seeds = list(results["cells"][name]["seeds"].values())
+    summary = Summary(tuple(seed["measures"][metric] for seed in seeds))
+    cost = results.get("latency", {}).get(name, float("nan")) if key == "latency" else seeds[0][key]
+    return cost / unit, summary.mean, summary.error
+
+
+def samples_figure(rows: Sequence[np.ndarray], path: Path, *, zoom: int = 2) -> None:
+    """Rows of images ``(N, H, W, C)``, one network a row, from the same noise."""
+    save_picture(path, grid(np.concatenate(rows), len(rows[0]), zoom=zoom))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

@@ -1,0 +1,300 @@
+"""What is compared: the sizes at which the ablation runs, and its cells.
+
+A cell is a student's recipe. All cells of one seed see the same images, noise and timesteps in the same order, for
+equally many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slimdpm.presets import PRESETS
+from slimdpm.recipe import Recipe, load_recipe
+
+RATES = (2e-3, 4e-3, 8e-3)  # learning rates that the tuning tries for each family of cells
+SEEDS = (0, 1, 2)
+NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One scale of the experiment.
+
+    Attributes:
+        pixels: of the images.
+        teacher: its diffusers config, as ``student.overrides`` of the preset `base`.
+        base: a preset.
+        teacher_settings, student_settings: of their recipes.
+        widths: channels of a student by kind, from the slimmest to the widest; `main` is the pair of the grid.
+        main: which of the widths the grid compares.
+        images: samples of each cell.
+        sampler_steps: of dpm++.
+    """
+
+    pixels: int
+    base: str
+    teacher: Mapping[str, Any]
+    teacher_settings: Mapping[str, Any]
+    student_settings: Mapping[str, Any]
+    widths: Mapping[str, tuple[tuple[int, ...], ...]]
+    main: int = 1
+    images: int = 512
+    sampler_steps: int = 20
+
+
+SIZES = {
+    "32": Size(
+        pixels=32,
+        base="pixel-32",
+        teacher={"block_out_channels": [32, 64, 96]},
+        teacher_settings={
+            "train.steps": 5000,
+            "train.batch_size": 32,
+            "train.lr": 1e-3,
+            "train.warmup": 200,
+            "train.ema": 0.998,
+            "train.weight_decay": 0.01,
+            "train.checkpoint_every": 500,
+        },
+        student_settings={
+            "train.steps": 1000,
+            "train.batch_size": 16,
+            "train.warmup": 50,
+            "train.ema": 0.99,
+            "train.checkpoint_every": 200,
+        },
+        # Equal MACs within 5 %, in Lite's favour: its resampling convolutions take what gating saves.
+        widths={
+            "spectral": ((8, 16, 24), (12, 20, 24), (16, 20, 32), (16, 36, 56)),
+            "lite": ((8, 16, 16), (12, 16, 24), (16, 20, 24), (16, 32, 48)),
+        },
+    ),
+    "64": Size(
+        pixels=64,
+        base="pixel-64",
+        teacher={"block_out_channels": [64, 128, 192, 256], "layers_per_block": 2},
+        teacher_settings={
+            "train.steps": 40_000,
+            "train.batch_size": 128,
+            "train.lr": 3e-4,
+            "train.warmup": 1000,
+            "train.ema": 0.9995,
+            "train.weight_decay": 0.01,
+            "train.precision": "bf16",
+            "train.checkpoint_every": 1000,
+        },
+        student_settings={
+            "train.steps": 20_000,
+            "train.batch_size": 128,
+            "train.warmup": 500,
+            "train.ema": 0.999,
+            "train.precision": "bf16",
+            "train.checkpoint_every": 1000,
+        },
+        widths={
+            "spectral": ((12, 24, 36, 48), (16, 36, 56, 72), (24, 44, 64, 88), (32, 64, 88, 120)),
+            "lite": ((12, 24, 32, 40), (16, 36, 48, 64), (24, 40, 56, 80), (32, 60, 80, 104)),
+        },
+        images=3000,
+        sampler_steps=50,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of the comparison.
+
+    Attributes:
+        name: unique.
+        group: cells that are read together, and trained side by side.
+        about: what it is, in a table's words.
+        kind: ``"lite"`` or ``"spectral"``: plain or gated resampling.
+        distilled: from the teacher, or trained on the images alone.
+        settings: of the recipe, on top of the size's.
+        overrides: of the student's config.
+        width: position in the size's widths; None is the main one.
+        rate: the learning rate; None is the one that the tuning chose for the family.
+        tuning: judged on the images that are held out for choices, and not sampled.
+    """
+
+    name: str
+    group: str
+    about: str
+    kind: str = "spectral"
+    distilled: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    rate: float | None = None
+    tuning: bool = False
+
+    @property
+    def family(self) -> str:
+        """Cells of one family share a learning rate."""
+        return f"{self.kind}, {'distilled' if self.distilled else 'plain'}"
+
+
+def tuning_cells() -> list[Cell]:
+    """The learning rates of each family, judged on images that neither the teacher nor the evaluation has seen."""
+    families = [(kind, distilled) for kind in ("lite", "spectral") for distilled in (False, True)]
+    return [
+        Cell(
+            f"tune/{kind}-{'distilled' if distilled else 'plain'}-{rate:g}",
+            f"tune-{kind}",
+            f"{kind}, {'distilled' if distilled else 'plain'}, learning rate {rate:g}",
+            kind,
+            distilled,
+            rate=rate,
+            tuning=True,
+        )
+        for kind, distilled in families
+        for rate in RATES
+    ]
+
+
+def loss_tuning_cells() -> list[Cell]:
+    """Candidates for the grid's distillation, judged like the learning rates."""
+    candidates = {
+        "outputs-0.1": lambdas(0.1, 0.1),
+        "outputs-1": lambdas(1.0, 1.0),
+        "outputs-2": lambdas(2.0, 2.0),
+        "outputs-5": lambdas(5.0, 5.0),
+        "all-0.1": lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
+        "all-0.02": lambdas(0.02, 0.02, **{"distill.pairs": "auto"}),
+    }
+    return [
+        Cell(f"tune/losses-{name}", "tune-losses", f"distillation: {name}", settings=settings, tuning=True)
+        for name, settings in candidates.items()
+    ]
+
+
+def lambdas(spatial: float, frequency: float, **more: Any) -> dict[str, Any]:
+    return {"distill.lambda_spatial": spatial, "distill.lambda_freq": frequency, **more}
+
+
+def core_cells() -> list[Cell]:
+    """Gating, spatial and frequency distillation, each alone and together: two by two by two."""
+    cells = []
+    for kind, gating in (("lite", ""), ("spectral", "gating")):
+        for losses, settings in (
+            ("", None),
+            ("spatial", {"distill.lambda_freq": 0.0}),
+            ("frequency", {"distill.lambda_spatial": 0.0}),
+            ("spatial + frequency", {}),
+        ):
+            name = " + ".join(part for part in (gating, losses) if part) or "lite"
+            name = {"gating + spatial + frequency": "spectral"}.get(name, name)
+            cells.append(Cell(name, f"core-{kind}", name, kind, settings is not None, settings or {}))
+    return cells
+
+
+def further_cells() -> list[Cell]:
+    """One change at a time to the Spectral student."""
+    cells = [
+        Cell(f"alpha {alpha:g}", "omega", f"α = {alpha:g}", settings={"distill.alpha": alpha})
+        for alpha in (0.0, -0.5, -2.0)
+    ]
+    cells.append(Cell("omega unscaled", "omega", "ω as it is", settings={"distill.weight_scaling": "none"}))
+    cells += [
+        Cell("lambda 0.1", "losses", "λ = 0.1 each, outputs alone", settings=lambdas(0.1, 0.1)),
+        Cell("lambda 2", "losses", "λ = 2 each, outputs alone", settings=lambdas(2.0, 2.0)),
+        Cell(
+            "all pairs",
+            "losses",
+            "λ = 0.1 each, all feature pairs (the paper's)",
+            settings=lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
+        ),
+        Cell(
+            "up pairs",
+            "losses",
+            "λ = 0.1 each, the way up alone",
+            settings=lambdas(0.1, 0.1, **{"distill.pairs": ["up_blocks.0", "up_blocks.1", "up_blocks.2"]}),
+        ),
+    ]
+    cells += [
+        Cell("expansion dense", "gating", "WG-Up's expansion dense", overrides={"wavelet_expansion": "dense"}),
+        Cell("expansion none", "gating", "WG-Up without expansion", overrides={"wavelet_expansion": "none"}),
+        Cell("gates equal", "gating", "gates start at ½", overrides={"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}),
+        Cell("gates fixed", "gating", "gates fixed at their start", settings={"train.freeze": ["*.gate.*"]}),
+        Cell("reduction 1", "gating", "the gates' FFN not reduced", overrides={"wavelet_gate_reduction": 1}),
+        Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
+        Cell("down mix", "gating", "a 1x1 convolution after WG-Down", overrides={"wavelet_down_mix": True}),
+    ]
+    return cells
+
+
+def pareto_cells(size: Size) -> list[Cell]:
+    """Lite and Spectral at the widths that the grid does not have."""
+    return [
+        Cell(
+            f"{kind} width {width}",
+            f"pareto-{width}",
+            f"{kind}, {'-'.join(map(str, size.widths[kind][width]))} channels",
+            kind,
+            kind == "spectral",
+            width=width,
+        )
+        for width in range(len(size.widths["lite"]))
+        if width != size.main
+        for kind in ("lite", "spectral")
+    ]
+
+
+def cells_of(size: Size) -> list[Cell]:
+    """All cells but the tuning's, the most important first."""
+    return [*core_cells(), *further_cells(), *pareto_cells(size)]
+
+
+def recipe_of(cell: Cell, size: Size, seed: int, work: Path, rate: float) -> Recipe:
+    """The recipe of a cell; `work` holds the teacher and the images."""
+    levels = list(size.widths[cell.kind][size.main if cell.width is None else cell.width])
+    shape = {"block_out_channels": levels, "norm_num_groups": 4, "attention_head_dim": 8}
+    settings = {
+        "task": "slim" if cell.distilled else "train",
+        "teacher": str(work / "teacher"),
+        "data.path": str(work / "data" / "train.npy"),
+        "data.flip": True,
+        "student.kind": cell.kind,
+        "student.overrides": {**shape, **cell.overrides},
+        "train.schedule": "cosine",
+        "train.lr": rate,
+        "train.seed": seed,
+        "train.log_every": 100,
+        "train.sample_every": 0,
+        "train.trackers": [],
+        "train.keep": 1,
+        **size.student_settings,
+        **(LOSSES if cell.distilled else NO_TEACHER),
+        **cell.settings,
+    }
+    return load_recipe(None, settings=settings)
+
+
+# The distillation of the grid's Spectral student, chosen on the tuning images (see `slimdpm.ablation.run`).
+LOSSES: Mapping[str, Any] = {"distill.pairs": "none", **lambdas(0.5, 0.5)}
+
+
+def teacher_recipe(size: Size, work: Path) -> Recipe:
+    """The teacher's recipe."""
+    return load_recipe(
+        None,
+        settings={
+            "task": "train",
+            "data.path": str(work / "data" / "train.npy"),
+            "data.size": size.pixels,
+            "data.flip": True,
+            "student.base": size.base,
+            "student.overrides": dict(size.teacher),
+            "student.prediction": "v_prediction",
+            "train.schedule": "cosine",
+            "train.trackers": [],
+            **size.teacher_settings,
+        },
+    )
+
+
+assert all(size.base in PRESETS for size in SIZES.values())

@@ -1,0 +1,238 @@
+"""The ablation from its images to its table, in pieces that resume and that several processes share.
+
+Stages: images; teacher; tuning of the learning rates; cells, a group of one seed at a time; results. A piece that is
+done is not done again, and one that another process is at is left to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from slimdpm.ablation.data import prepare_parts
+from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
+from slimdpm.ablation.grid import (
+    RATES,
+    SEEDS,
+    SIZES,
+    Cell,
+    cells_of,
+    core_cells,
+    loss_tuning_cells,
+    pareto_cells,
+    recipe_of,
+    teacher_recipe,
+    tuning_cells,
+)
+from slimdpm.ablation.measure import EXTRACTOR, Judge, error_measures, mean_error
+from slimdpm.ablation.together import train_together
+from slimdpm.display import Display
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import write_json
+from slimdpm.job import plan_job, run_job
+from slimdpm.profile import build, latencies, measure
+from slimdpm.report import machine_facts
+from slimdpm.teachers import load_pipeline
+
+SHOWN = 16  # samples of each network in a picture
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Cells of one group and seed: they are trained side by side."""
+
+    cells: tuple[Cell, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.cells[0].group}-{self.seed}"
+
+
+class Ablation:
+    """One size of the experiment in one folder.
+
+    Args:
+        size: a key of `SIZES`.
+        data: images with ``train/`` in the names of those for training: a folder, or an .npz with ``names``.
+        folder: keeps everything; the same call goes on where it was.
+        seeds: of the students.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self, size: str, data: str, folder: Path, seeds: Sequence[int] = SEEDS, display: Display | None = None
+    ):
+        if size not in SIZES:
+            raise SlimdpmError(f"there is no ablation of size {size!r}; there are {', '.join(SIZES)}")
+        self.size, self.label, self.folder, self.seeds = SIZES[size], size, folder, tuple(seeds)
+        self.display = display or Display()
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".data.lock"):
+            self.parts = prepare_parts(data, folder / "data", self.size.pixels, self.display)
+        self.judge = Judge(folder / "samples", self.parts["evaluation"], self.size.images, self.size.sampler_steps)
+
+    def run(self, groups: Sequence[str] | None = None) -> dict[str, Any]:
+        """Do what is left of it.
+
+        Args:
+            groups: of the cells; all by default.
+
+        Returns:
+            the results, also in ``results.json``. Pieces that other processes are at are missing in them.
+        """
+        self.train_teacher()
+        self._do(Piece(tuple(cells), self.seeds[0]) for cells in _grouped(tuning_cells()))
+        self._do(Piece(tuple(cells), self.seeds[0]) for cells in _grouped(loss_tuning_cells()))
+        cells = [cell for cell in cells_of(self.size) if groups is None or cell.group in groups]
+        if not cells:
+            raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(cells_of(self.size)))}")
+        self._do(Piece(tuple(group), seed) for group in _grouped(cells) for seed in self.seeds)
+        return self.results()
+
+    def train_teacher(self) -> None:
+        """Train the teacher, and measure it and the floor; other processes wait for it."""
+        with FileLock(self.folder / ".teacher.lock"):
+            if not (self.folder / "teacher.json").exists():
+                run_job(plan_job(teacher_recipe(self.size, self.folder)), self.folder / "teacher", self.display)
+                pipeline = load_pipeline(self.folder / "teacher")
+                cost = measure({**pipeline.unet.config, "_class_name": "UNet2DModel"})
+                measures = self.judge.measures("teacher", pipeline)
+                write_json(
+                    self.folder / "teacher.json",
+                    {**vars(cost), "measures": measures, "floor": self.judge.floor()},
+                )
+
+    def _do(self, pieces: Iterator[Piece]) -> None:
+        for piece in pieces:
+            if all(self._file(cell, piece.seed).exists() for cell in piece.cells):
+                continue
+            lock = FileLock(self.folder / f".{piece.name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue  # another process is at it
+            try:
+                self._piece(piece)
+            finally:
+                lock.release()
+
+    def _piece(self, piece: Piece) -> None:
+        self.display.say(f"{piece.name}: {', '.join(cell.name for cell in piece.cells)}")
+        missing = [cell for cell in piece.cells if not self._file(cell, piece.seed).exists()]
+        recipes = {
+            cell.name: recipe_of(cell, self.size, piece.seed, self.folder, cell.rate or self.rate(cell.family))
+            for cell in missing
+        }
+        jobs = {name: plan_job(recipe) for name, recipe in recipes.items()}
+        folders = {cell.name: self._run_folder(cell, piece.seed) for cell in missing}
+        pipelines = train_together(jobs, folders, self.display)
+        for cell in self.display.track(missing, len(missing), "measuring", "students"):
+            pipeline, job = pipelines[cell.name], jobs[cell.name]
+            measures = (
+                error_measures(pipeline, self.parts["tune"])
+                if cell.tuning
+                else self.judge.measures(f"{cell.name}-{piece.seed}", pipeline)
+            )
+            facts = {"rate": job.recipe.train.lr, "channels": list(job.plan.config["block_out_channels"])}
+            write_json(self._file(cell, piece.seed), {**facts, **vars(job.plan.cost), "measures": measures})
+
+    def rate(self, family: str) -> float:
+        """The learning rate with the smallest error on the tuning images, averaged over the noise levels."""
+        found = {
+            rate: json.loads(self._file(cell, self.seeds[0]).read_text())["measures"]
+            for cell in tuning_cells()
+            if cell.family == family and (rate := cell.rate) and self._file(cell, self.seeds[0]).exists()
+        }
+        if len(found) < len(RATES):
+            raise SlimdpmError("the tuning of the learning rates is not done yet: another process is at it; come back")
+        first = found[RATES[0]]
+        return min(found, key=lambda rate: mean_error(found[rate], first))
+
+    def pictures(self, folder: Path, name: str) -> None:
+        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``."""
+        results = self.results()
+        cells_figure(results, folder / f"{name}_cells.png")
+        pareto_figure(results, folder / f"{name}_pareto.png")
+        networks = {"teacher": load_pipeline(self.folder / "teacher")}
+        for cell in core_cells():
+            if self._file(cell, self.seeds[0]).exists():
+                label = f"{cell.name}-{self.seeds[0]}"
+                networks[label] = load_pipeline(self._run_folder(cell, self.seeds[0]))
+        made = [self.judge.samples(label, pipeline, SHOWN) for label, pipeline in networks.items()]
+        samples_figure(
+            [self.parts["evaluation"][:: len(self.parts["evaluation"]) // SHOWN][:SHOWN], *made],
+            folder / f"{name}_samples.png",
+        )
+
+    def measure_latency(self) -> None:
+        """Time one step of the teacher and of Lite and Spectral at each width, on an otherwise idle machine."""
+        networks = {"teacher": load_pipeline(self.folder / "teacher").unet}
+        for cell in [*core_cells(), *pareto_cells(self.size)]:
+            if cell.group.startswith("pareto") or cell.name in ("lite", "spectral"):
+                recipe = recipe_of(cell, self.size, 0, self.folder, RATES[0])
+                networks[cell.name] = build(plan_job(recipe).plan.config).eval()
+        write_json(self.folder / "latency.json", latencies(networks))
+
+    def results(self) -> dict[str, Any]:
+        """Everything that is measured so far; written to ``results.json``."""
+        teacher = json.loads((self.folder / "teacher.json").read_text())
+        result = {
+            "facts": self._facts(),
+            "floor": teacher.pop("floor"),
+            "teacher": teacher,
+            "cells": self._collected(cells_of(self.size)),
+            "latency": self._latency(),
+            "tuning": self._collected([*tuning_cells(), *loss_tuning_cells()]),
+        }
+        write_json(self.folder / "results.json", result)
+        return result
+
+    def _latency(self) -> dict[str, float]:
+        file = self.folder / "latency.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def _collected(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for cell in cells:
+            files = {seed: self._file(cell, seed) for seed in self.seeds}
+            seeds = {str(seed): json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+            if seeds:
+                table[cell.name] = {"group": cell.group, "about": cell.about, "family": cell.family, "seeds": seeds}
+        return table
+
+    def _facts(self) -> dict[str, Any]:
+        size = self.size
+        return {
+            "size": self.label,
+            "images": {part: len(images) for part, images in self.parts.items()},
+            "preprocessing": f"centre crop, Lanczos to {size.pixels} pixels, half of the training images mirrored",
+            "teacher": dict(size.teacher_settings),
+            "students": dict(size.student_settings),
+            "samples": f"{size.images} of each network, dpm++ {size.sampler_steps} steps, seed 0, {EXTRACTOR} features",
+            "hardware": machine_facts(),
+        }
+
+    def _file(self, cell: Cell, seed: int) -> Path:
+        return self.folder / "results" / f"{_slug(cell.name)}-{seed}.json"
+
+    def _run_folder(self, cell: Cell, seed: int) -> Path:
+        return self.folder / "students" / f"{_slug(cell.name)}-{seed}"
+
+
+def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+    names = _grouped_names(cells)
+    return [[cell for cell in cells if cell.group == name] for name in names]
+
+
+def _grouped_names(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.group for cell in cells))
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)

@@ -1,0 +1,117 @@
+"""Several students trained side by side: the same batches, and one run of the teacher for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from slimdpm.data import Decoder, prepare_images
+from slimdpm.display import Display
+from slimdpm.job import Job
+from slimdpm.parallel import make_accelerator
+from slimdpm.results import Results
+from slimdpm.run import RunFolder
+from slimdpm.training import Stopped, Trainer, stop_signals
+
+
+class OncePerBatch(nn.Module):
+    """A frozen network that runs once for each batch, however many ask.
+
+    The hooks of all that tap its blocks fire in the one run, so each of them finds its features.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self._known: tuple[Tensor, Tensor, Any] | None = None
+
+    def forward(self, x: Tensor, t: Tensor, **options: Any) -> Any:
+        if self._known is None or not (torch.equal(self._known[0], x) and torch.equal(self._known[1], t)):
+            self._known = x, t, self.network(x, t, **options)
+        return self._known[2]
+
+    def get_submodule(self, target: str) -> nn.Module:
+        return self.network.get_submodule(target) if target else self
+
+
+def train_together(
+    jobs: Mapping[str, Job], folders: Mapping[str, Path], display: Display | None = None
+) -> dict[str, DiffusionPipeline]:
+    """Run jobs that share teacher, data, seed and steps; each keeps a run folder of its own, and resumes from it.
+
+    A run that is behind the others, after a kill, catches up first.
+
+    Args:
+        jobs: by name.
+        folders: of the runs, by the same names.
+        display: where progress is shown.
+
+    Returns:
+        the students' pipelines with averaged weights.
+
+    Raises:
+        slimdpm.training.Stopped: on Ctrl-C or SIGTERM, after a checkpoint of each.
+    """
+    display = display or Display()
+    teachers = [job.teacher for job in jobs.values() if job.teacher is not None]
+    shared = OncePerBatch(teachers[0].unet) if teachers else None
+    with ExitStack() as stack:
+        first = next(iter(jobs))
+        accelerator = make_accelerator(jobs[first].recipe, RunFolder(folders[first]))
+        trainers: dict[str, Trainer] = {}
+        for name, job in jobs.items():
+            trainers[name] = _trainer(job, folders[name], accelerator, shared, stack)
+            trainers[name].resume()
+        stack.enter_context(torch.random.fork_rng())
+        received = stack.enter_context(stop_signals())
+        _advance(list(trainers.values()), received, display)
+        return {name: _pipeline(jobs[name], trainer) for name, trainer in trainers.items()}
+
+
+def _trainer(
+    job: Job, folder: Path, accelerator: Accelerator, shared: OncePerBatch | None, stack: ExitStack
+) -> Trainer:
+    run = RunFolder(folder)
+    run.open(job.recipe)
+    stack.callback(run.close)
+    data = job.recipe.data
+    decoder = Decoder(job.shell.image_size, job.shell.image_channels, data.crop, data.interpolation)
+    images = prepare_images(job.source, decoder)
+    teacher = replace(job.teacher, unet=shared) if job.teacher is not None else None
+    return Trainer(job.recipe, job.plan.config, job.shell, images, run, accelerator, teacher=teacher, pairs=job.pairs)
+
+
+def _advance(trainers: Sequence[Trainer], received: Sequence[int], display: Display) -> None:
+    """All to the last step, the one that is furthest behind first."""
+    walks = {trainer: trainer.steps(received=received) for trainer in trainers}
+    total = sum(trainer.settings.steps for trainer in trainers)
+    done = sum(trainer.state.step for trainer in trainers)
+    stopped: Stopped | None = None
+    with display.task(f"{len(trainers)} students", total, done=done, unit="steps") as task:
+        while walks:
+            trainer = min(walks, key=lambda t: t.state.step)
+            try:
+                next(walks[trainer])
+                task.advance()
+            except StopIteration:
+                del walks[trainer]
+            except Stopped as signal:
+                stopped = signal
+                del walks[trainer]
+    if stopped is not None:
+        raise stopped
+
+
+def _pipeline(job: Job, trainer: Trainer) -> DiffusionPipeline:
+    results = Results(job.recipe, trainer.run, job.plan.config, job.shell, None, trainer.accelerator.device, Display())
+    weights = trainer.weights()
+    results.save_student(weights)
+    return results.pipeline(weights)

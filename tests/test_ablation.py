@@ -1,0 +1,224 @@
+"""The ablation: runs side by side are the runs alone, pieces resume, and the tables count right."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from safetensors.torch import load_file
+
+from slimdpm.ablation import figures, grid, run, tables
+from slimdpm.ablation.grid import Cell, Size
+from slimdpm.ablation.run import Ablation
+from slimdpm.ablation.together import OncePerBatch, train_together
+from slimdpm.errors import SlimdpmError
+from slimdpm.job import plan_job, run_job
+from slimdpm.profile import latencies
+from slimdpm.recipe import load_recipe
+
+QUICK = {
+    "student.width": 8, "train.steps": 4, "train.batch_size": 4, "train.warmup": 2, "train.ema": 0.9,
+    "train.checkpoint_every": 2, "train.log_every": 2, "train.trackers": [], "train.sample_every": 0,
+    "data.workers": 0, "data.flip": True,
+}  # fmt: skip
+
+
+def job(teacher_folder, image_folder, **settings):
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    return plan_job(
+        load_recipe(None, settings={**QUICK, "teacher": str(teacher_folder), "data.path": str(image_folder), **named})
+    )
+
+
+def weights(folder):
+    return load_file(folder / "student" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def variants(teacher_folder, image_folder, **more):
+    return {
+        "features": job(teacher_folder, image_folder, **more),
+        "outputs": job(teacher_folder, image_folder, distill__pairs="none", **more),
+        "some": job(teacher_folder, image_folder, distill__pairs=["up_blocks.1"], distill__lambda_freq=0.0, **more),
+        "plain": job(teacher_folder, image_folder, task="train", student__kind="lite", **more),
+    }
+
+
+def test_runs_side_by_side_are_the_runs_alone_bit_for_bit(teacher_folder, image_folder, tmp_path):
+    jobs = variants(teacher_folder, image_folder)
+    train_together(jobs, {name: tmp_path / name for name in jobs})
+    for name, alone in variants(teacher_folder, image_folder).items():
+        run_job(alone, tmp_path / f"{name}-alone", report=False)
+        ours, theirs = weights(tmp_path / name), weights(tmp_path / f"{name}-alone")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_a_run_that_is_behind_catches_up(teacher_folder, image_folder, tmp_path):
+    """As after a kill between the checkpoints of two runs: one has half of its steps, the other none."""
+    whole = variants(teacher_folder, image_folder)
+    train_together(whole, {name: tmp_path / name for name in whole})
+    constant = {"train__schedule": "constant"}  # with it fewer steps are a part of more
+    half = {"features": job(teacher_folder, image_folder, train__steps=2, **constant)}
+    train_together(half, {"features": tmp_path / "late"})
+    jobs = {k: v for k, v in variants(teacher_folder, image_folder, **constant).items() if k in ("features", "some")}
+    train_together(jobs, {"features": tmp_path / "late", "some": tmp_path / "late-some"})
+    for name, folder in (("features", "late"), ("some", "late-some")):
+        ours, theirs = weights(tmp_path / folder), weights(tmp_path / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_the_teacher_runs_once_for_a_batch():
+    calls = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, x, t):
+            calls.append(1)
+            return x * 2
+
+    network = OncePerBatch(Counted())
+    x, t = torch.randn(2, 3), torch.tensor([1, 2])
+    first = network(x, t)
+    assert torch.equal(network(x.clone(), t.clone()), first) and len(calls) == 1
+    assert torch.equal(network(x + 1, t), (x + 1) * 2) and len(calls) == 2
+    network(x + 1, t + 1)
+    assert len(calls) == 3
+
+
+def test_frozen_parameters_stay_and_the_others_move(teacher_folder, image_folder, tmp_path):
+    start = job(teacher_folder, image_folder, train__steps=1, train__lr=1e-12)
+    moved = job(teacher_folder, image_folder, train__freeze=["*.gate.*"], train__lr=1e-2)
+    for name, one in (("start", start), ("moved", moved)):
+        run_job(one, tmp_path / name, report=False)
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "moved")
+    gates = [key for key in before if ".gate." in key]
+    assert gates
+    for key in before:
+        assert torch.allclose(before[key], after[key], atol=1e-6) == (key in gates), key
+    with pytest.raises(SlimdpmError, match=r"train\.freeze: no parameter of the student matches 'nothing'"):
+        run_job(job(teacher_folder, image_folder, train__freeze=["nothing"]), tmp_path / "none", report=False)
+
+
+TINY_SIZE = Size(
+    pixels=16,
+    base="pixel-32",
+    teacher={**{k: v for k, v in TINY.items() if k not in ("sample_size", "in_channels", "out_channels")}},
+    teacher_settings={"train.steps": 2, "train.batch_size": 4, "data.workers": 0, "train.sample_every": 0,
+                      "samples.count": 2, "samples.steps": 2},
+    student_settings={"train.steps": 2, "train.batch_size": 4, "train.ema": 0.9, "data.workers": 0},
+    widths={"spectral": ((8, 8), (16, 16)), "lite": ((8, 8), (16, 16))},
+    images=12,
+    sampler_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The experiment with a teacher of seconds, three cells and features that need no network."""
+    from slimdpm.ablation import measure
+    from slimdpm.metrics.extractors import Extractor
+
+    cells = [
+        Cell("lite", "core", "the baseline", "lite", distilled=False),
+        Cell("spectral", "core", "gated and distilled"),
+        Cell("alpha 0", "omega", "flat", settings={"distill.alpha": 0.0}),
+    ]
+    mean = Extractor("mean", "mean", lambda x: (x.mean(dim=(2, 3)), None), torch.device("cpu"))
+    monkeypatch.setattr(measure, "load_extractor", lambda name: mean)
+    monkeypatch.setitem(grid.SIZES, "tiny", TINY_SIZE)
+    monkeypatch.setattr(run, "cells_of", lambda size: cells)
+    rng = np.random.default_rng(0)
+    names = np.array([f"{part}/{i}.jpg" for part, n in (("train", 40), ("test", 24)) for i in range(n)])
+    np.savez(tmp_path / "photos.npz", images=rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), names=names)
+    return tmp_path / "photos.npz"
+
+
+def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, tmp_path):
+    first = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0, 1)).run()
+    assert first["facts"]["images"] == {"train": 36, "tune": 4, "evaluation": 24}
+    assert {name: sorted(cell["seeds"]) for name, cell in first["cells"].items()} == {
+        "lite": ["0", "1"], "spectral": ["0", "1"], "alpha 0": ["0", "1"],
+    }  # fmt: skip
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "students").rglob("*.safetensors")}
+    one = tmp_path / "a" / "results" / "alpha_0-1.json"
+    known = json.loads(one.read_text())
+    one.unlink()
+    assert Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0, 1)).run() == first
+    assert json.loads(one.read_text()) == known
+    unchanged = {p for p, stamp in stamps.items() if p.stat().st_mtime_ns == stamp}
+    assert unchanged >= {p for p in stamps if "alpha_0-1" not in str(p)}
+
+
+def test_images_without_an_evaluation_split_are_refused(tmp_path):
+    np.save(tmp_path / "plain.npy", np.zeros((4, 32, 32, 3), np.uint8))
+    with pytest.raises(SlimdpmError, match="must hold images below train/ and others"):
+        Ablation("32", str(tmp_path / "plain.npy"), tmp_path / "a")
+
+
+def results_of(lite, spectral):
+    """Results with the same value of each measure in each seed's place."""
+    keys = [f"{what} error t={t}" for what in ("overall", "upper-half") for t in (50, 500)]
+    keys += ["kernel distance", "Fréchet distance", "log-spectral distance, dB", "upper-half error, dB"]
+
+    def cell(about, values):
+        seeds = {
+            str(i): {"macs": 2e6, "macs_all": 3e6, "measures": dict.fromkeys(keys, v)} for i, v in enumerate(values)
+        }
+        return {"group": "core", "about": about, "family": f"{about}, plain", "seeds": seeds}
+
+    return {
+        "floor": {key: 0.1 for key in keys if "error t=" not in key},
+        "teacher": {"macs": 9e6, "measures": dict.fromkeys(keys, 1.0)},
+        "cells": {"lite": cell("lite", lite), "spectral": cell("spectral", spectral)},
+    }
+
+
+def test_ratios_are_of_the_same_seed_with_students_interval():
+    from scipy import stats
+
+    results = results_of([2.0, 4.0, 5.0], [1.0, 3.0, 3.0])
+    summary = tables.summaries(results, "spectral")["kernel distance"]
+    ratios = [0.5, 0.75, 0.6]
+    assert summary.values == pytest.approx(ratios)
+    expected = stats.t.interval(0.95, 2, loc=np.mean(ratios), scale=stats.sem(ratios))
+    assert summary.interval == pytest.approx(expected)
+    headings, rows = tables.rows(results)
+    assert [row[0] for row in rows] == ["lite", "spectral", "teacher", "real against real"]
+    assert rows[1][headings.index("kernel distance")] == f"{np.mean(ratios):.3f} ± {stats.sem(ratios):.3f}"
+    assert rows[2][headings.index("upper half")] == f"{np.mean([1 / 2, 1 / 4, 1 / 5]):.3f}"
+
+
+def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():
+    results = results_of([2.0], [1.0, 3.0])
+    summary = tables.summaries(results, "spectral")["error of ε"]
+    assert summary.values == (0.5,) and np.isnan(summary.interval).all()
+    assert str(summary) == "0.500"
+
+
+def test_the_pictures_are_drawn(tmp_path):
+    results = results_of([2.0, 3.0], [1.0, 1.5])
+    results["latency"] = {"lite": 0.004, "spectral": 0.005}
+    for draw, name in ((figures.cells_figure, "cells"), (figures.pareto_figure, "pareto")):
+        draw(results, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_networks_are_timed_in_turns():
+    turns = []
+
+    class Timed(torch.nn.Module):
+        def __init__(self, name, seconds):
+            super().__init__()
+            self.name, self.seconds, self.weight = name, seconds, torch.nn.Parameter(torch.zeros(1))
+            self.config = {"sample_size": 4, "in_channels": 1}
+
+        def forward(self, sample, timestep):
+            turns.append(self.name)
+            time.sleep(self.seconds)
+
+    found = latencies({"slow": Timed("slow", 0.03), "fast": Timed("fast", 0.0)}, rounds=3)
+    assert turns == ["slow", "fast"] * 4
+    assert found["slow"] > 0.03 and found["slow"] > found["fast"]
