@@ -10,8 +10,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the netw
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
 from PIL import Image
+
+from slimdpm import ClassConditionalLDMPipeline, ClassEmbedder
 
 torch.set_num_threads(1)  # the tests run side by side
 
@@ -63,6 +73,24 @@ def latent_pipeline(kind):
     return LDMPipeline(autoencoder, unet, DDIMScheduler(clip_sample=False))
 
 
+CLASSES = ("boots", "coat", "dress")
+NAMES = dict(enumerate(CLASSES))
+
+
+def class_pipeline(names=NAMES):
+    """16x16 images of three classes, in pixels; the U-Net embeds the class, the fourth stands for none."""
+    unet = UNet2DModel(**TINY, num_class_embeds=4)
+    return ClassConditionalLDMPipeline(unet, DDIMScheduler(), null_class=3, id2label=names)
+
+
+def embedded_class_pipeline(names=NAMES):
+    """The same in latents of 8x8, the class being a token for cross-attention."""
+    unet = UNet2DConditionModel(**{**TINY_CONDITION, "sample_size": 8, "in_channels": 3, "out_channels": 3})
+    embedder = ClassEmbedder(4, TINY_CONDITION["cross_attention_dim"], null_class=3)
+    scheduler = DDIMScheduler(clip_sample=False)
+    return ClassConditionalLDMPipeline(unet, scheduler, VQModel(**AUTOENCODER), embedder, id2label=names)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -86,6 +114,18 @@ def image_folder(tmp_path_factory):
         (folder / f"part{i % 2}").mkdir(exist_ok=True)
         small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         small.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"part{i % 2}" / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_folder(tmp_path_factory):
+    """Nine PNGs of 16x16 smooth noise, three in the folder of each class."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(1)
+    for i in range(9):
+        (folder / CLASSES[i % 3]).mkdir(exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        small.resize((16, 16), Image.Resampling.BICUBIC).save(folder / CLASSES[i % 3] / f"{i}.png")
     return folder
 
 

@@ -138,7 +138,7 @@ def make_pickle(folder):
         (lambda f: (f / "model_index.json").write_text("[1]"), "holds no keys and values"),
         (edit_index(_class_name="StableDiffusionPipeline"), "is a StableDiffusionPipeline; supported are"),
         (edit_index(unet=["os", "system"]), "the unet of .* is a system of os, which is not supported"),
-        (edit_index(unet=["diffusers", "UNet2DConditionModel"]), "the unet of .* is a UNet2DConditionModel"),
+        (edit_index(unet=["diffusers", "UNet2DConditionModel"]), "the weights in .*unet do not belong to its config"),
         (drop_a_weight, "do not belong to its config: 1 are missing or left over, for example conv_in.weight"),
         (make_pickle, "cannot be loaded"),
         (lambda f: (f / "unet" / "config.json").write_text("{"), "cannot be loaded"),

@@ -105,16 +105,23 @@ def sample(
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same in any batch.")] = 0,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Class by number or name; may be repeated.  [default: all]")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
 ) -> None:
-    """Make images with a student, or with any unconditional pipeline.
+    """Make images with a student, or with any pipeline that can be a teacher.
 
     Images that are there already are not made again, so a long job resumes.
 
         slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
+
+        slimdpm sample runs/clothing --class dress --class 3 --guidance 2
     """
+    from slimdpm.conditioning import Request
     from slimdpm.display import Display
     from slimdpm.pictures import write_samples
 
@@ -126,6 +133,7 @@ def sample(
         scheduler=scheduler,
         seed=seed,
         batch_size=batch_size,
+        request=Request(classes=classes or (), guidance=guidance),
         device=device,
         display=Display(console),
     )

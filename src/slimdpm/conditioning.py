@@ -1,22 +1,362 @@
-"""What the batch gives the U-Net besides the noisy sample. The one place that knows which case it is.
+"""What the network is given beside the noisy sample. The one place that knows which of three cases it is.
 
-Only the unconditional case exists so far; class and text will be further classes with the same two methods.
+Nothing (`Unconditional`), a class (`ClassLabels`), or text. All three answer the same questions: what a data set says
+about its images, what a training batch and what the samples give the network, what classifier-free guidance
+(arXiv 2207.12598) drops, and what the null condition looks like in its place.
+
+A *condition* is what is known of one image, as data: the number of its class, or its caption. Encoding it is a pure
+function of it and of frozen `modules`, so encoded conditions can be kept.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from slimdpm.annotations import labels_of
+from slimdpm.errors import SlimdpmError
+
+MISSING_LABELS = (
+    "the network takes classes and the data has none: put the images into one folder for each class, or name the "
+    "column that has them as data.label_column"
+)
+
+Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
+
+
+@dataclass(frozen=True)
+class Request:
+    """What samples shall show. Image i takes the i-th entry, and they start again when they are used up.
+
+    Attributes:
+        classes: by number or name; without any, all classes in turn.
+        prompts: texts.
+        negative_prompt: takes the place of the null condition.
+        guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
+    """
+
+    classes: Sequence[int | str] = ()
+    prompts: Sequence[str] = ()
+    negative_prompt: str | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a batch of samples gives the network, and how predictions with and without it are combined.
+
+    Attributes:
+        given: the network's further inputs.
+        null: the same for the null condition; None predicts without guidance.
+        scale: 1 is no guidance.
+    """
+
+    given: Inputs
+    null: Inputs | None = None
+    scale: float = 1.0
+
+    def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
+        """The guided prediction, ``null + scale (given − null)``, ``(B, C, H, W)``."""
+        if self.null is None:
+            return network(sample, t, return_dict=False, **self.given)[0]
+        both = _joined(self.null, self.given)
+        output = network(torch.cat([sample, sample]), t, return_dict=False, **both)[0]  # (2B, C, H, W)
+        without, wanted = output.chunk(2)
+        return without + self.scale * (wanted - without)
+
+
+class Conditioning(Protocol):
+    """One of the three cases.
+
+    Attributes:
+        pipeline: the pipeline class that such a network needs whatever the teacher's is; None is the teacher's.
+        tokens: length of the sequence that cross-attention sees.
+        modules: frozen networks that encode conditions.
+    """
+
+    @property
+    def pipeline(self) -> str | None: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def modules(self) -> list[nn.Module]: ...
+
+    def parts(self) -> dict[str, Any]:
+        """What the pipeline is made with beside network, scheduler and autoencoder."""
+
+    def describe(self, drop: float) -> str | None:
+        """One line for the start of a run."""
+
+    def knows(self, source: Any) -> bool:
+        """Whether a source says anything of its images' conditions."""
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        """The condition of each image of a source, and the conditioning with what the source told about it.
+
+        Raises:
+            SlimdpmError: for a condition that is missing or that the network cannot take.
+        """
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        """The request with these conditions for its images."""
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        """What a batch gives the network.
+
+        Args:
+            batch: with ``"conditions"``, a tensor or a list of B.
+            dropped: bool ``(B,)`` on the network's device: which ones the null condition replaces; None is none.
+        """
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        """What the images of these numbers give the network.
+
+        Raises:
+            SlimdpmError: if the request asks for what this network cannot be given.
+        """
+
+    def card(self) -> dict[str, str]:
+        """For the page that goes with a saved pipeline: its tag, and how the pipeline is imported and called."""
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        """What of the request decides the samples, for the file that says what they were made with."""
 
 
 class Unconditional:
     """Nothing: images are drawn from one distribution."""
 
-    def training_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Keyword arguments of the U-Net for a training batch."""
+    pipeline: str | None = None
+    tokens = 77  # of no account, but for a cross-attention network's cost
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return []
+
+    def parts(self) -> dict[str, Any]:
         return {}
 
-    def sampling_inputs(self, indices: range) -> dict[str, Tensor]:
-        """Keyword arguments of the U-Net for the images of these indices."""
+    def describe(self, drop: float) -> str | None:
+        return None
+
+    def knows(self, source: Any) -> bool:
+        return True
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        return self, None
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        return request
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         return {}
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        for name in ("classes", "prompts", "negative_prompt", "guidance"):
+            if getattr(request, name) not in ((), None):
+                raise SlimdpmError(f"the pipeline is unconditional: it takes no {_plain(name)}")
+        return Guidance({})
+
+    def card(self) -> dict[str, str]:
+        plain = {"module": "diffusers", "name": "DiffusionPipeline"}
+        return {"tag": "unconditional-image-generation", **plain, "call": ""}
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """The number of a class: the network embeds it itself, or sees an embedder's one token through cross-attention.
+
+    Attributes:
+        rows: numbers that have an embedding, the null class included.
+        null: the number that stands for no class; None if the network knows none, it is then never guided.
+        names: of the classes, in the order of their numbers; one may list several, with commas.
+        embedder: labels ``(B,)`` to ``(B, 1, D)`` for cross-attention; None if the network takes numbers.
+    """
+
+    rows: int
+    null: int | None = None
+    names: tuple[str, ...] | None = None
+    embedder: nn.Module | None = None
+
+    pipeline = "ClassConditionalLDMPipeline"
+    tokens = 1
+    scale = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [] if self.embedder is None else [self.embedder]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the classes, the null class left out."""
+        return [number for number in range(self.rows) if number != self.null]
+
+    def parts(self) -> dict[str, Any]:
+        named = None if self.names is None else dict(zip(self.numbers, self.names, strict=True))
+        return {"class_embedder": self.embedder, "null_class": self.null, "id2label": named}
+
+    def describe(self, drop: float) -> str | None:
+        named = f": {', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}" if self.names else ""
+        dropped = f"{drop:.0%} are dropped for guidance" if self.null is not None else "no null class, so no guidance"
+        return f"conditioning: {len(self.numbers)} classes{named}; {dropped}"
+
+    def knows(self, source: Any) -> bool:
+        return labels_of(source) is not None
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        labels = labels_of(source)
+        if labels is None:
+            raise SlimdpmError(MISSING_LABELS)
+        table = self._table(labels.names) if labels.names else self.numbers
+        wrong = (labels.numbers < 0) | (labels.numbers >= len(table))
+        if wrong.any():
+            index = int(wrong.argmax())
+            raise SlimdpmError(
+                f"label {labels.numbers[index]} of {source.name(index)} is out of range: the network has "
+                f"{len(table)} classes, 0 to {len(table) - 1}"
+            )
+        known = labels.names if self.names is None and len(labels.names or ()) == len(self.numbers) else self.names
+        return replace(self, names=known), [table[number] for number in labels.numbers]
+
+    def _table(self, names: Sequence[str]) -> list[int]:
+        """The network's numbers for a data set's classes: by name if the names meet, else in the same order."""
+        known = self._numbers_by_name()
+        if set(names) & set(known):
+            strange = [name for name in names if name not in known]
+            if strange:
+                raise SlimdpmError(f"the data's class {strange[0]!r} is none of the network's: {self._listed()}")
+            return [known[name] for name in names]
+        if len(names) > len(self.numbers):
+            raise SlimdpmError(f"the data has {len(names)} classes, the network {len(self.numbers)}")
+        return self.numbers[: len(names)]
+
+    def number(self, wanted: int | str) -> int:
+        """Of a class by number or name.
+
+        Raises:
+            SlimdpmError: if there is no such class.
+        """
+        known = self._numbers_by_name()
+        if wanted in known:
+            return known[str(wanted)]
+        if str(wanted).isdecimal() and int(wanted) in self.numbers:
+            return int(wanted)
+        raise SlimdpmError(f"there is no class {wanted!r}; the classes are {self._listed()}")
+
+    def _numbers_by_name(self) -> dict[str, int]:
+        """Each class by its whole name and by each of the names in it."""
+        named = list(zip(self.numbers, self.names or (), strict=False))
+        parts = {part.strip(): number for number, name in named for part in name.split(",")}
+        return parts | {name: number for number, name in named}
+
+    def _listed(self) -> str:
+        if self.names is None:
+            return f"{self.numbers[0]} to {self.numbers[-1]}"
+        return ", ".join(self.names[:10]) + (f" and {len(self.names) - 10} more" if len(self.names) > 10 else "")
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        return replace(request, classes=tuple(conditions))
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        labels = batch["conditions"]
+        if dropped is not None and self.null is not None:
+            labels = torch.where(dropped, self.null, labels.to(dropped.device))
+        return self._inputs(labels)
+
+    def _inputs(self, labels: Tensor) -> Inputs:
+        if self.embedder is None:
+            return {"class_labels": labels}
+        with torch.no_grad():
+            return {"encoder_hidden_states": self.embedder(labels)}  # (B, 1, D)
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        if request.prompts or request.negative_prompt is not None:
+            raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt")
+        classes = [self.number(wanted) for wanted in request.classes] or self.numbers
+        labels = torch.tensor([classes[i % len(classes)] for i in indices], device=device)
+        scale = self._scale(request)
+        if scale == 1:
+            return Guidance(self._inputs(labels))
+        return Guidance(self._inputs(labels), self._inputs(torch.full_like(labels, self.null)), scale)  # type: ignore[arg-type]
+
+    def _scale(self, request: Request) -> float:
+        if self.null is None and request.guidance not in (None, 1):
+            raise SlimdpmError("the network knows no null class: it cannot be guided")
+        if request.guidance is not None:
+            return request.guidance
+        return 1.0 if self.null is None else self.scale
+
+    def card(self) -> dict[str, str]:
+        wanted = repr([self.names[0]] if self.names else self.numbers[:1])
+        return {
+            "tag": "class-conditional-image-generation",
+            "module": "slimdpm",
+            "name": "ClassConditionalLDMPipeline",
+            "call": f"{wanted}, ",
+        }
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        classes = [self.number(wanted) for wanted in request.classes] or self.numbers
+        return {"classes": classes, "guidance": self._scale(request)}
+
+
+def conditioning_of(pipeline: Any, network: Any) -> Conditioning:
+    """How a pipeline's network is conditioned."""
+    config = network.config
+    embedder = getattr(pipeline, "class_embedder", None)
+    if embedder is not None:
+        rows: int | None = embedder.config.num_classes
+        null = embedder.config.null_class
+    else:
+        rows, null = config.get("num_class_embeds"), pipeline.config.get("null_class")
+    if rows is None and config.get("cross_attention_dim") is not None:
+        raise SlimdpmError("the U-Net has cross-attention, and nothing in the pipeline feeds it")
+    if rows is None:
+        return Unconditional()
+    bare = ClassLabels(rows, null, None, embedder)
+    named = {int(number): name for number, name in (pipeline.config.get("id2label") or {}).items()}
+    return replace(bare, names=tuple(named[n] for n in bare.numbers)) if set(bare.numbers) <= set(named) else bare
+
+
+def new_class_labels(config: Mapping[str, Any], source: Any, seed: int) -> tuple[ClassLabels, dict[str, Any]]:
+    """The conditioning of a class-conditional network that starts from nothing, and the network's config with it.
+
+    The null class comes last. A network that embeds classes itself learns to; the tokens for one with cross-attention
+    are random numbers that stay: what they mean is learnt by the projections that read them.
+
+    Raises:
+        SlimdpmError: if the data knows no classes, or the config has no room for them and the null class.
+    """
+    labels = labels_of(source)
+    if labels is None:
+        raise SlimdpmError(MISSING_LABELS)
+    count = len(labels.names) if labels.names else int(labels.numbers.max()) + 1
+    width = config.get("cross_attention_dim")
+    if width is None:
+        rows = config.get("num_class_embeds") or count + 1
+        return ClassLabels(rows, rows - 1), {**config, "num_class_embeds": rows}
+    from slimdpm.pipelines import ClassEmbedder  # here: pipelines are made of what this module has
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ClassLabels(count + 1, count, embedder=ClassEmbedder(count + 1, width, count)), dict(config)
+
+
+def _joined(first: Inputs, second: Inputs) -> Inputs:
+    """Two batches of inputs as one."""
+    return {
+        key: _joined(value, second[key]) if isinstance(value, dict) else torch.cat([value, second[key]])
+        for key, value in first.items()
+    }
+
+
+def _plain(name: str) -> str:
+    return {"classes": "class", "prompts": "prompt"}.get(name, name.replace("_", " "))

@@ -47,6 +47,7 @@ class DataRecipe(Section):
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     split: str = "train"  # of a Hugging Face data set
     column: str | None = None  # of a Hugging Face data set; by default its first image column
+    label_column: str | None = None  # where the classes are: a column, or the name of an array in an .npz
     cache: bool = True  # keep the decoded squares in the run folder (center crops only)
     workers: int = Field(2, ge=0)  # processes that decode images
 
@@ -71,6 +72,13 @@ class StudentRecipe(Section):
         if len(given) > 1:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
         return self
+
+
+class ConditioningRecipe(Section):
+    """What the network is given beside the noisy sample."""
+
+    kind: Literal["auto", "class"] = "auto"  # of a network that starts without a teacher; auto: what its config says
+    drop: float = Field(0.1, ge=0, lt=1)  # part of the conditions replaced by the null one, for guidance
 
 
 class DistillRecipe(Section):
@@ -124,6 +132,7 @@ class SampleRecipe(Section):
     scheduler: str = "ddim"
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
+    guidance: float | None = Field(None, ge=0)  # of a class-conditional or text-to-image network; by default its own
 
 
 class Recipe(Section):
@@ -135,6 +144,7 @@ class Recipe(Section):
     data: DataRecipe
     student: StudentRecipe = StudentRecipe()
     process: ProcessRecipe = ProcessRecipe()
+    conditioning: ConditioningRecipe = ConditioningRecipe()
     distill: DistillRecipe = DistillRecipe()
     train: TrainRecipe = TrainRecipe()
     samples: SampleRecipe = SampleRecipe()

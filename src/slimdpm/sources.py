@@ -1,7 +1,8 @@
-"""Where images come from: a folder, arrays, a Hugging Face data set."""
+"""Where images come from, and their classes with them: a folder, arrays, a Hugging Face data set."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -9,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
+from slimdpm.annotations import Labels, number_labels
 from slimdpm.errors import SlimdpmError
 from slimdpm.recipe import DataRecipe
 
@@ -17,7 +19,10 @@ EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg"
 
 
 class Source(Protocol):
-    """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken."""
+    """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken.
+
+    A source that knows more of its images than these methods tell has `labels`, see `slimdpm.annotations`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -30,7 +35,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """The image files below a folder, in the order of their paths."""
+    """The image files below a folder, in the order of their paths. The folders in it are classes."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -49,15 +54,25 @@ class Folder:
     def name(self, index: int) -> str:
         return str(self.files[index].relative_to(self.root))
 
+    def labels(self) -> Labels | None:
+        """Of class folders, numbered in the order of their names as torchvision's `ImageFolder` does."""
+        places = [file.relative_to(self.root).parts for file in self.files]
+        if all(len(parts) == 1 for parts in places):
+            return None
+        loose = next((i for i, parts in enumerate(places) if len(parts) == 1), None)
+        if loose is not None:
+            raise SlimdpmError(f"{self.name(loose)} of {self.root} has no label: it lies in no class folder")
+        return number_labels([parts[0] for parts in places], self.name, digits=False)
+
     def identity(self) -> str:
         stats = [(self.name(i), f.stat().st_size, f.stat().st_mtime_ns) for i, f in enumerate(self.files)]
         return repr((str(self.root.resolve()), stats))
 
 
 class Arrays:
-    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``."""
+    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``, and their classes ``(N,)`` if there are any."""
 
-    def __init__(self, images: np.ndarray, label: str = "array"):
+    def __init__(self, images: np.ndarray, label: str = "array", classes: np.ndarray | None = None):
         if images.ndim == 3:
             images = images[..., None]
         if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
@@ -65,7 +80,7 @@ class Arrays:
                 f"{label}: expected uint8 images of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
                 f"of shape {tuple(images.shape)}"
             )
-        self.images, self.label = images, label
+        self.images, self.label, self.classes = images, label, classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,13 +94,21 @@ class Arrays:
 
     def identity(self) -> str:
         sample = self.images[:: max(1, len(self.images) // 64)]
-        return repr((self.label, self.images.shape, sample.tobytes()))
+        told = () if self.classes is None else (self.classes.tobytes(),)
+        return repr((self.label, self.images.shape, sample.tobytes(), *told))
+
+    def labels(self) -> Labels | None:
+        if self.classes is None:
+            return None
+        if self.classes.shape != (len(self),):
+            raise SlimdpmError(f"{self.label}: {len(self)} images, but labels of shape {self.classes.shape}")
+        return number_labels(self.classes.tolist(), self.name)
 
 
 class HuggingFace:
-    """A column of a `datasets.Dataset`."""
+    """A column of a `datasets.Dataset`, and the one with the classes if there is any."""
 
-    def __init__(self, dataset: Any, column: str | None = None, label: str = "data set"):
+    def __init__(self, dataset: Any, column: str | None = None, label: str = "data set", labels: str | None = None):
         features = getattr(dataset, "features", None) or {}
         if column is None:
             column = next((n for n, f in features.items() if type(f).__name__ == "Image"), None)
@@ -94,7 +117,12 @@ class HuggingFace:
             raise SlimdpmError(f"{label} has {wanted}; data.column can be one of {', '.join(features)}")
         if not len(dataset):
             raise SlimdpmError(f"{label} is empty")
+        if labels is not None and labels not in features:
+            raise SlimdpmError(
+                f"{label} has no column {labels!r}; data.label_column can be one of {', '.join(features)}"
+            )
         self.dataset, self.column, self.label = dataset, column, label
+        self.label_column = labels or _label_column(features)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -108,6 +136,19 @@ class HuggingFace:
 
     def identity(self) -> str:
         return repr((self.label, self.column, len(self), getattr(self.dataset, "_fingerprint", "")))
+
+    def labels(self) -> Labels | None:
+        """Of the column with the classes; a `datasets.ClassLabel` brings names in an order of its own."""
+        if self.label_column is None:
+            return None
+        labels = number_labels(list(self.dataset[self.label_column]), self.name)
+        names = getattr(self.dataset.features[self.label_column], "names", None)
+        return Labels(labels.numbers, tuple(names)) if names else labels
+
+
+def _label_column(features: Mapping[str, Any]) -> str | None:
+    typed = next((name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"), None)
+    return typed or ("label" if "label" in features else None)
 
 
 _COMMON = {".jpg", ".png", ".webp"}
@@ -134,7 +175,7 @@ def open_source(data: DataRecipe | Any) -> Source:
     if not path.exists():
         raise SlimdpmError(f"data {path} does not exist (a data set of the Hugging Face hub is written hf:NAME)")
     if path.suffix in (".npz", ".npy"):
-        return Arrays(_load_array(path), path.name)
+        return Arrays(*_load_arrays(path, data.label_column or "labels"))
     if path.is_file():
         raise SlimdpmError(
             f"data {path} is a file; give a folder of images, an .npz or .npy of uint8 images, or hf:NAME"
@@ -158,18 +199,19 @@ def _source_of_object(data: Any) -> Source:
     )
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _load_arrays(path: Path, label_column: str) -> tuple[np.ndarray, str, np.ndarray | None]:
+    """Images, how they are called, and the array of this name as their classes."""
     try:
         loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return loaded, path.name, None
         with loaded as archive:
             # One array by convention: "images", numpy's own "arr_0", or the first that looks like images.
             names = [n for n in ("images", "arr_0") if n in archive.files] + archive.files
             for name in dict.fromkeys(names):
                 array = archive[name]
                 if array.dtype == np.uint8 and array.ndim in (3, 4):
-                    return array
+                    return array, path.name, archive[label_column] if label_column in archive.files else None
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise SlimdpmError(f"data {path} cannot be read as an array: {error}") from None
     raise SlimdpmError(f"data {path} holds no uint8 array of images, only {', '.join(archive.files) or 'nothing'}")
@@ -192,4 +234,4 @@ def _open_hugging_face(data: DataRecipe) -> Source:
     except (OSError, ValueError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SlimdpmError(f"the data set {name} cannot be loaded: {reason}") from None
-    return HuggingFace(loaded, data.column, name)
+    return HuggingFace(loaded, data.column, name, data.label_column)
