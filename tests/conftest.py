@@ -1,5 +1,6 @@
 """Tiny real models and images. Everything is seeded, nothing is downloaded."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -89,6 +91,76 @@ def embedded_class_pipeline(names=NAMES):
     embedder = ClassEmbedder(4, TINY_CONDITION["cross_attention_dim"], null_class=3)
     scheduler = DDIMScheduler(clip_sample=False)
     return ClassConditionalLDMPipeline(unet, scheduler, VQModel(**AUTOENCODER), embedder, id2label=names)
+
+
+def tiny_tokenizer(folder):
+    """CLIP's tokenizer with letters for words, at most twelve of them."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
+
+
+def text_config(tokenizer, **options):
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=len(tokenizer) - 2,
+        eos_token_id=len(tokenizer) - 1,
+        pad_token_id=len(tokenizer) - 1,
+        **options,
+    )
+
+
+def text_pipeline(folder, scheduler=None):
+    """Stable Diffusion for 16x16 images; `folder` is for the tokenizer's files."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    tokenizer = tiny_tokenizer(folder)
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(**{**AUTOENCODER, "latent_channels": 4}),
+        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**{**TINY_CONDITION, "sample_size": 8}).eval(),
+        scheduler=scheduler or DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def xl_pipeline(folder):
+    """The same for Stable Diffusion XL: two text encoders, pooled text, sizes."""
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = tiny_tokenizer(folder)
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 10,
+        "cross_attention_dim": 24,
+    }
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(**{**AUTOENCODER, "latent_channels": 4}),
+        text_encoder=CLIPTextModel(text_config(tokenizer)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, projection_dim=10)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(**{**TINY_CONDITION, "sample_size": 8, **added}).eval(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        add_watermarker=False,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def make_pickle(folder):
         (lambda f: (f / "model_index.json").unlink(), "is no diffusers folder: it has no model_index.json"),
         (lambda f: (f / "model_index.json").write_text("hello"), "model_index.json cannot be read"),
         (lambda f: (f / "model_index.json").write_text("[1]"), "holds no keys and values"),
-        (edit_index(_class_name="StableDiffusionPipeline"), "is a StableDiffusionPipeline; supported are"),
+        (edit_index(_class_name="KandinskyPipeline"), "is a KandinskyPipeline; supported are"),
         (edit_index(unet=["os", "system"]), "the unet of .* is a system of os, which is not supported"),
         (edit_index(unet=["diffusers", "UNet2DConditionModel"]), "the weights in .*unet do not belong to its config"),
         (drop_a_weight, "do not belong to its config: 1 are missing or left over, for example conv_in.weight"),

@@ -33,6 +33,19 @@ def labels_of(source: Any) -> Labels | None:
     return source.labels() if hasattr(source, "labels") else None
 
 
+def captions_of(source: Any) -> Sequence[str] | None:
+    """The captions of a source, None if it knows none.
+
+    Raises:
+        SlimdpmError: if one is missing.
+    """
+    captions = source.captions() if hasattr(source, "captions") else None
+    for index, caption in enumerate(captions or ()):
+        if not isinstance(caption, str) or not caption.strip():
+            raise SlimdpmError(f"{source.name(index)} has no caption")
+    return captions
+
+
 def number_labels(values: Sequence[Any], name: Callable[[int], str], *, digits: bool = True) -> Labels:
     """Labels from numbers or names.
 

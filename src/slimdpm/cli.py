@@ -108,7 +108,11 @@ def sample(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Class by number or name; may be repeated.  [default: all]")
     ] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Text; may be repeated.  [default: the run's]")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What shall not be seen.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
@@ -120,6 +124,8 @@ def sample(
         slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
 
         slimdpm sample runs/clothing --class dress --class 3 --guidance 2
+
+        slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
     """
     from slimdpm.conditioning import Request
     from slimdpm.display import Display
@@ -133,7 +139,7 @@ def sample(
         scheduler=scheduler,
         seed=seed,
         batch_size=batch_size,
-        request=Request(classes=classes or (), guidance=guidance),
+        request=Request(classes or (), prompt or (), negative_prompt, guidance),
         device=device,
         display=Display(console),
     )

@@ -39,7 +39,7 @@ def evaluate(
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All models start from the same noise.")] = 0,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Scale; 1 is none.  [default: each pipeline's]")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: each pipeline's]")] = None,
     size: Annotated[int | None, typer.Option(help="Images' size in pixels.  [default: the first model's]")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for images, features, results.json.")

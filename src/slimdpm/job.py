@@ -95,6 +95,9 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     conditioning, conditions = shell.conditioning.read(source)
     shell = replace(shell, conditioning=conditioning)
     recipe = _resolved(recipe, shell)
+    if not recipe.samples.prompts:
+        prompts = conditioning.examples(conditions, recipe.samples.seed)
+        recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
     shell, base = _sized(shell, base, recipe.data.size or shell.image_size)
     plan = _plan(recipe, base, shell.conditioning.tokens)
     distilled = loaded if recipe.task == "slim" else None
@@ -212,7 +215,8 @@ def _sized(shell: Shell, base: dict[str, Any], size: int) -> tuple[Shell, dict[s
             f"images of {size}x{size} do not fit: this network halves them to the end only if their size is a multiple "
             f"of {step}; set data.size to {lower} or {upper}"
         )
-    return replace(shell, size=size // factor), {**base, "sample_size": size // factor}
+    resized = replace(shell, size=size // factor, conditioning=shell.conditioning.sized(size))
+    return resized, {**base, "sample_size": size // factor}
 
 
 def _plan(recipe: Recipe, base: dict[str, Any], tokens: int) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.utils import is_transformers_available
 from torch import nn
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "ClassConditionalLDMPipeline")
+TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "ClassConditionalLDMPipeline", *TEXT_TO_IMAGE)
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
 ASSETS = Path(__file__).parent / "assets"
 _OURS: dict[str, Any] = {
@@ -23,6 +26,7 @@ _OURS: dict[str, Any] = {
     for c in (SpectralUNet2DModel, SpectralUNet2DConditionModel, ClassEmbedder, ClassConditionalLDMPipeline)
 }
 _OPTIONAL = ("vqvae", "class_embedder")  # parts that a pipeline may do without
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _NETWORKS = ("UNet2DModel", "UNet2DConditionModel", *AUTOENCODERS)
 
 
@@ -49,6 +53,8 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
     class_name = index.get("_class_name")
     if class_name not in PIPELINES:
         raise SlimdpmError(f"{source} is a {class_name}; supported are {', '.join(PIPELINES)}")
+    if class_name in TEXT_TO_IMAGE and not is_transformers_available():
+        raise SlimdpmError(f"a {class_name} needs the package transformers: pip install slimdpm[text]")
     models: dict[str, nn.Module] = {}
     for part, value in index.items():
         library, name = value if isinstance(value, list) else (None, None)
@@ -56,6 +62,8 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
             models[part] = load_model(getattr(diffusers, name), folder / part, kwargs)
         elif library in ("slimdpm.unet", "slimdpm.pipelines") and name in _OURS:
             models[part] = load_model(_OURS[name], folder / part, kwargs)
+        elif library == "transformers" and name in _TEXT_ENCODERS:
+            models[part] = load_model(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
         elif part in _OPTIONAL and name is None:
             continue
         elif part in ("unet", *_OPTIONAL):

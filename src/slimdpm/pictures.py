@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.images import grid
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
+from slimdpm.run import RunFolder
 from slimdpm.sampling import make_scheduler, sample_batches
 from slimdpm.teachers import fingerprint, load_pipeline, network_of, shell_of
 
@@ -50,7 +52,7 @@ def write_samples(
     """
     display = display or Display()
     pipeline = load_pipeline(source).to(pick_device(device))
-    request, conditioning = request or Request(), shell_of(pipeline).conditioning
+    request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
     conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
     settings = {
         "network": fingerprint(network_of(pipeline)),
@@ -83,6 +85,14 @@ def write_samples(
     shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
     save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown.shape[1])))
     display.say(f"{count} images and grid.png in {folder}")
+
+
+def _request(source: str, request: Request) -> Request:
+    """A run knows prompts for its samples, if none are given."""
+    run = RunFolder(source)
+    if request.prompts or not run.recipe_file.is_file():
+        return request
+    return replace(request, prompts=run.recipe().samples.prompts)
 
 
 def _claim(folder: Path, settings: dict) -> None:

@@ -16,7 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from slimdpm.conditioning import Request, conditioning_of
+from slimdpm.conditioning import Request, class_labels_of
+from slimdpm.errors import SlimdpmError
 
 # diffusers looks for `ModelMixin` in the module that a pipeline's model_index.json names, and loads through it.
 __all__ = ["ClassConditionalLDMPipeline", "ClassEmbedder", "ModelMixin"]
@@ -95,8 +96,10 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         """
         labels = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
         device, size = self._execution_device, self.unet.config.sample_size
-        request = Request(classes=labels, guidance=guidance_scale)
-        guidance = conditioning_of(self, self.unet).sampling_inputs(range(len(labels)), request, device)
+        request, conditioning = Request(classes=labels, guidance=guidance_scale), class_labels_of(self, self.unet)
+        if conditioning is None:
+            raise SlimdpmError("the U-Net takes no classes: it has no num_class_embeds, and there is no class_embedder")
+        guidance = conditioning.sampling_inputs(range(len(labels)), request, device)
         shape = (len(labels), self.unet.config.in_channels, size, size)
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)

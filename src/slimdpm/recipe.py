@@ -48,6 +48,7 @@ class DataRecipe(Section):
     split: str = "train"  # of a Hugging Face data set
     column: str | None = None  # of a Hugging Face data set; by default its first image column
     label_column: str | None = None  # where the classes are: a column, or the name of an array in an .npz
+    text_column: str | None = None  # where the captions are, in the same way
     cache: bool = True  # keep the decoded squares in the run folder (center crops only)
     workers: int = Field(2, ge=0)  # processes that decode images
 
@@ -132,7 +133,9 @@ class SampleRecipe(Section):
     scheduler: str = "ddim"
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
-    guidance: float | None = Field(None, ge=0)  # of a class-conditional or text-to-image network; by default its own
+    prompts: list[str] = []  # of a text-to-image network; by default some of the data's captions
+    negative_prompt: str | None = None
+    guidance: float | None = Field(None, ge=1)  # of a class-conditional or text-to-image network; by default its own
 
 
 class Recipe(Section):

@@ -112,7 +112,7 @@ class Results:
                 scheduler=s.scheduler,
                 seed=s.seed,
                 batch_size=s.batch_size,
-                request=Request(guidance=s.guidance),
+                request=Request((), s.prompts, s.negative_prompt, s.guidance),
                 progress=task.advance,
             )
 

@@ -15,13 +15,15 @@ from slimdpm.errors import SlimdpmError
 from slimdpm.recipe import DataRecipe
 
 Image.init()
+TEXT_COLUMNS = ("text", "caption")  # where captions are looked for if no column is named
 EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf"}
 
 
 class Source(Protocol):
     """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken.
 
-    A source that knows more of its images than these methods tell has `labels`, see `slimdpm.annotations`.
+    A source that knows more of its images than these methods tell has `labels` or `captions`, too: see
+    `slimdpm.annotations`.
     """
 
     def __len__(self) -> int: ...
@@ -70,9 +72,15 @@ class Folder:
 
 
 class Arrays:
-    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``, and their classes ``(N,)`` if there are any."""
+    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``; their classes and captions, each ``(N,)``."""
 
-    def __init__(self, images: np.ndarray, label: str = "array", classes: np.ndarray | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        label: str = "array",
+        classes: np.ndarray | None = None,
+        texts: np.ndarray | None = None,
+    ):
         if images.ndim == 3:
             images = images[..., None]
         if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or not len(images):
@@ -80,7 +88,7 @@ class Arrays:
                 f"{label}: expected uint8 images of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
                 f"of shape {tuple(images.shape)}"
             )
-        self.images, self.label, self.classes = images, label, classes
+        self.images, self.label, self.classes, self.texts = images, label, classes, texts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,21 +102,34 @@ class Arrays:
 
     def identity(self) -> str:
         sample = self.images[:: max(1, len(self.images) // 64)]
-        told = () if self.classes is None else (self.classes.tobytes(),)
+        told = [column.tobytes() for column in (self.classes, self.texts) if column is not None]
         return repr((self.label, self.images.shape, sample.tobytes(), *told))
 
     def labels(self) -> Labels | None:
-        if self.classes is None:
-            return None
-        if self.classes.shape != (len(self),):
-            raise SlimdpmError(f"{self.label}: {len(self)} images, but labels of shape {self.classes.shape}")
-        return number_labels(self.classes.tolist(), self.name)
+        labels = self._column(self.classes, "labels")
+        return None if labels is None else number_labels(labels, self.name)
+
+    def captions(self) -> list[str] | None:
+        return self._column(self.texts, "captions")
+
+    def _column(self, values: np.ndarray | None, what: str) -> list | None:
+        if values is not None and values.shape != (len(self),):
+            raise SlimdpmError(f"{self.label}: {len(self)} images, but {what} of shape {values.shape}")
+        return None if values is None else values.tolist()
 
 
 class HuggingFace:
-    """A column of a `datasets.Dataset`, and the one with the classes if there is any."""
+    """A column of a `datasets.Dataset`, and those with classes and captions if there are any."""
 
-    def __init__(self, dataset: Any, column: str | None = None, label: str = "data set", labels: str | None = None):
+    def __init__(
+        self,
+        dataset: Any,
+        column: str | None = None,
+        label: str = "data set",
+        *,
+        labels: str | None = None,
+        texts: str | None = None,
+    ):
         features = getattr(dataset, "features", None) or {}
         if column is None:
             column = next((n for n, f in features.items() if type(f).__name__ == "Image"), None)
@@ -117,12 +138,12 @@ class HuggingFace:
             raise SlimdpmError(f"{label} has {wanted}; data.column can be one of {', '.join(features)}")
         if not len(dataset):
             raise SlimdpmError(f"{label} is empty")
-        if labels is not None and labels not in features:
-            raise SlimdpmError(
-                f"{label} has no column {labels!r}; data.label_column can be one of {', '.join(features)}"
-            )
+        for key, named in (("label_column", labels), ("text_column", texts)):
+            if named is not None and named not in features:
+                raise SlimdpmError(f"{label} has no column {named!r}; data.{key} can be one of {', '.join(features)}")
         self.dataset, self.column, self.label = dataset, column, label
         self.label_column = labels or _label_column(features)
+        self.text_column = texts or next((n for n in TEXT_COLUMNS if n in features), None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -144,6 +165,9 @@ class HuggingFace:
         labels = number_labels(list(self.dataset[self.label_column]), self.name)
         names = getattr(self.dataset.features[self.label_column], "names", None)
         return Labels(labels.numbers, tuple(names)) if names else labels
+
+    def captions(self) -> list[str] | None:
+        return None if self.text_column is None else list(self.dataset[self.text_column])
 
 
 def _label_column(features: Mapping[str, Any]) -> str | None:
@@ -175,7 +199,7 @@ def open_source(data: DataRecipe | Any) -> Source:
     if not path.exists():
         raise SlimdpmError(f"data {path} does not exist (a data set of the Hugging Face hub is written hf:NAME)")
     if path.suffix in (".npz", ".npy"):
-        return Arrays(*_load_arrays(path, data.label_column or "labels"))
+        return _load_arrays(path, data)
     if path.is_file():
         raise SlimdpmError(
             f"data {path} is a file; give a folder of images, an .npz or .npy of uint8 images, or hf:NAME"
@@ -199,19 +223,20 @@ def _source_of_object(data: Any) -> Source:
     )
 
 
-def _load_arrays(path: Path, label_column: str) -> tuple[np.ndarray, str, np.ndarray | None]:
-    """Images, how they are called, and the array of this name as their classes."""
+def _load_arrays(path: Path, data: DataRecipe) -> Arrays:
     try:
         loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded, path.name, None
+            return Arrays(loaded, path.name)
         with loaded as archive:
             # One array by convention: "images", numpy's own "arr_0", or the first that looks like images.
             names = [n for n in ("images", "arr_0") if n in archive.files] + archive.files
             for name in dict.fromkeys(names):
                 array = archive[name]
                 if array.dtype == np.uint8 and array.ndim in (3, 4):
-                    return array, path.name, archive[label_column] if label_column in archive.files else None
+                    columns = [data.label_column or "labels", data.text_column or "captions"]
+                    told = [archive[column] if column in archive.files else None for column in columns]
+                    return Arrays(array, path.name, *told)
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise SlimdpmError(f"data {path} cannot be read as an array: {error}") from None
     raise SlimdpmError(f"data {path} holds no uint8 array of images, only {', '.join(archive.files) or 'nothing'}")
@@ -234,4 +259,4 @@ def _open_hugging_face(data: DataRecipe) -> Source:
     except (OSError, ValueError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SlimdpmError(f"the data set {name} cannot be loaded: {reason}") from None
-    return HuggingFace(loaded, data.column, name, data.label_column)
+    return HuggingFace(loaded, data.column, name, labels=data.label_column, texts=data.text_column)

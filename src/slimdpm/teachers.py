@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,19 +138,12 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
         )
     if not isinstance(config.sample_size, int):
         raise SlimdpmError(f"the U-Net's sample_size is {config.sample_size}: a square size is needed in its config")
-    conditioning = conditioning_of(pipeline, network)
-    autoencoder = getattr(pipeline, "vqvae", None)
+    autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
+    shell = Shell(pipeline_class(name), pipeline.scheduler, config.sample_size, config.in_channels, autoencoder)
+    conditioning = conditioning_of(pipeline, network, shell.image_size)
     own = conditioning.pipeline or name
     parts = _others(pipeline) if own == name else {"vqvae": autoencoder}
-    shell = Shell(
-        pipeline_class(own),
-        pipeline.scheduler,
-        config.sample_size,
-        config.in_channels,
-        autoencoder,
-        conditioning,
-        parts,
-    )
+    shell = replace(shell, pipeline_class=pipeline_class(own), conditioning=conditioning, parts=parts)
     _ = shell.process  # an unsupported scheduler is an error now, not at the first step
     return shell
 

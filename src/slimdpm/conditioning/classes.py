@@ -1,173 +1,22 @@
-"""What the network is given beside the noisy sample. The one place that knows which of three cases it is.
-
-Nothing (`Unconditional`), a class (`ClassLabels`), or text. All three answer the same questions: what a data set says
-about its images, what a training batch and what the samples give the network, what classifier-free guidance
-(arXiv 2207.12598) drops, and what the null condition looks like in its place.
-
-A *condition* is what is known of one image, as data: the number of its class, or its caption. Encoding it is a pure
-function of it and of frozen `modules`, so encoded conditions can be kept.
-"""
+"""Class-conditional networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from slimdpm.annotations import labels_of
+from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Request
 from slimdpm.errors import SlimdpmError
 
 MISSING_LABELS = (
     "the network takes classes and the data has none: put the images into one folder for each class, or name the "
     "column that has them as data.label_column"
 )
-
-Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
-
-
-@dataclass(frozen=True)
-class Request:
-    """What samples shall show. Image i takes the i-th entry, and they start again when they are used up.
-
-    Attributes:
-        classes: by number or name; without any, all classes in turn.
-        prompts: texts.
-        negative_prompt: takes the place of the null condition.
-        guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
-    """
-
-    classes: Sequence[int | str] = ()
-    prompts: Sequence[str] = ()
-    negative_prompt: str | None = None
-    guidance: float | None = None
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """What a batch of samples gives the network, and how predictions with and without it are combined.
-
-    Attributes:
-        given: the network's further inputs.
-        null: the same for the null condition; None predicts without guidance.
-        scale: 1 is no guidance.
-    """
-
-    given: Inputs
-    null: Inputs | None = None
-    scale: float = 1.0
-
-    def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
-        """The guided prediction, ``null + scale (given − null)``, ``(B, C, H, W)``."""
-        if self.null is None:
-            return network(sample, t, return_dict=False, **self.given)[0]
-        both = _joined(self.null, self.given)
-        output = network(torch.cat([sample, sample]), t, return_dict=False, **both)[0]  # (2B, C, H, W)
-        without, wanted = output.chunk(2)
-        return without + self.scale * (wanted - without)
-
-
-class Conditioning(Protocol):
-    """One of the three cases.
-
-    Attributes:
-        pipeline: the pipeline class that such a network needs whatever the teacher's is; None is the teacher's.
-        tokens: length of the sequence that cross-attention sees.
-        modules: frozen networks that encode conditions.
-    """
-
-    @property
-    def pipeline(self) -> str | None: ...
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def modules(self) -> list[nn.Module]: ...
-
-    def parts(self) -> dict[str, Any]:
-        """What the pipeline is made with beside network, scheduler and autoencoder."""
-
-    def describe(self, drop: float) -> str | None:
-        """One line for the start of a run."""
-
-    def knows(self, source: Any) -> bool:
-        """Whether a source says anything of its images' conditions."""
-
-    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
-        """The condition of each image of a source, and the conditioning with what the source told about it.
-
-        Raises:
-            SlimdpmError: for a condition that is missing or that the network cannot take.
-        """
-
-    def ask(self, request: Request, conditions: Iterable) -> Request:
-        """The request with these conditions for its images."""
-
-    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        """What a batch gives the network.
-
-        Args:
-            batch: with ``"conditions"``, a tensor or a list of B.
-            dropped: bool ``(B,)`` on the network's device: which ones the null condition replaces; None is none.
-        """
-
-    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
-        """What the images of these numbers give the network.
-
-        Raises:
-            SlimdpmError: if the request asks for what this network cannot be given.
-        """
-
-    def card(self) -> dict[str, str]:
-        """For the page that goes with a saved pipeline: its tag, and how the pipeline is imported and called."""
-
-    def facts(self, request: Request) -> dict[str, Any]:
-        """What of the request decides the samples, for the file that says what they were made with."""
-
-
-class Unconditional:
-    """Nothing: images are drawn from one distribution."""
-
-    pipeline: str | None = None
-    tokens = 77  # of no account, but for a cross-attention network's cost
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        return []
-
-    def parts(self) -> dict[str, Any]:
-        return {}
-
-    def describe(self, drop: float) -> str | None:
-        return None
-
-    def knows(self, source: Any) -> bool:
-        return True
-
-    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
-        return self, None
-
-    def ask(self, request: Request, conditions: Iterable) -> Request:
-        return request
-
-    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        return {}
-
-    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
-        for name in ("classes", "prompts", "negative_prompt", "guidance"):
-            if getattr(request, name) not in ((), None):
-                raise SlimdpmError(f"the pipeline is unconditional: it takes no {_plain(name)}")
-        return Guidance({})
-
-    def card(self) -> dict[str, str]:
-        plain = {"module": "diffusers", "name": "DiffusionPipeline"}
-        return {"tag": "unconditional-image-generation", **plain, "call": ""}
-
-    def facts(self, request: Request) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -186,9 +35,9 @@ class ClassLabels:
     names: tuple[str, ...] | None = None
     embedder: nn.Module | None = None
 
-    pipeline = "ClassConditionalLDMPipeline"
-    tokens = 1
-    scale = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
+    pipeline: ClassVar[str | None] = "ClassConditionalLDMPipeline"
+    tokens: ClassVar[int] = 1
+    scale: ClassVar[float] = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -202,6 +51,9 @@ class ClassLabels:
     def parts(self) -> dict[str, Any]:
         named = None if self.names is None else dict(zip(self.numbers, self.names, strict=True))
         return {"class_embedder": self.embedder, "null_class": self.null, "id2label": named}
+
+    def sized(self, size: int) -> Conditioning:
+        return self
 
     def describe(self, drop: float) -> str | None:
         named = f": {', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}" if self.names else ""
@@ -265,6 +117,9 @@ class ClassLabels:
     def ask(self, request: Request, conditions: Iterable) -> Request:
         return replace(request, classes=tuple(conditions))
 
+    def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
+        return []
+
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         labels = batch["conditions"]
         if dropped is not None and self.null is not None:
@@ -304,23 +159,19 @@ class ClassLabels:
         }
 
     def facts(self, request: Request) -> dict[str, Any]:
-        classes = [self.number(wanted) for wanted in request.classes] or self.numbers
-        return {"classes": classes, "guidance": self._scale(request)}
+        classes = [self.number(wanted) for wanted in request.classes]
+        return {"classes": classes or "all", "guidance": self._scale(request)}
 
 
-def conditioning_of(pipeline: Any, network: Any) -> Conditioning:
-    """How a pipeline's network is conditioned."""
-    config = network.config
+def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:
+    """The conditioning of a pipeline whose network takes classes, None for another."""
     embedder = getattr(pipeline, "class_embedder", None)
     if embedder is not None:
-        rows: int | None = embedder.config.num_classes
-        null = embedder.config.null_class
+        rows, null = embedder.config.num_classes, embedder.config.null_class
     else:
-        rows, null = config.get("num_class_embeds"), pipeline.config.get("null_class")
-    if rows is None and config.get("cross_attention_dim") is not None:
-        raise SlimdpmError("the U-Net has cross-attention, and nothing in the pipeline feeds it")
+        rows, null = network.config.get("num_class_embeds"), pipeline.config.get("null_class")
     if rows is None:
-        return Unconditional()
+        return None
     bare = ClassLabels(rows, null, None, embedder)
     named = {int(number): name for number, name in (pipeline.config.get("id2label") or {}).items()}
     return replace(bare, names=tuple(named[n] for n in bare.numbers)) if set(bare.numbers) <= set(named) else bare
@@ -348,15 +199,3 @@ def new_class_labels(config: Mapping[str, Any], source: Any, seed: int) -> tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ClassLabels(count + 1, count, embedder=ClassEmbedder(count + 1, width, count)), dict(config)
-
-
-def _joined(first: Inputs, second: Inputs) -> Inputs:
-    """Two batches of inputs as one."""
-    return {
-        key: _joined(value, second[key]) if isinstance(value, dict) else torch.cat([value, second[key]])
-        for key, value in first.items()
-    }
-
-
-def _plain(name: str) -> str:
-    return {"classes": "class", "prompts": "prompt"}.get(name, name.replace("_", " "))
