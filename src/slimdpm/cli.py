@@ -43,7 +43,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and
 @app.command()
 def slim(
     teacher: Annotated[str | None, typer.Argument(help="diffusers folder, run folder or hub id.")] = None,
-    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
     output: Output = Path("run"),
     ratio: Ratio = None,
     width: Width = None,
@@ -69,7 +69,7 @@ def slim(
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
     output: Output = Path("run"),
     model: Annotated[
         str | None, typer.Option(help="Preset, config.json, or folder with one (see slimdpm profile).")

@@ -21,7 +21,7 @@ def evaluate(
         list[str],
         typer.Argument(metavar="MODEL", help="Run folders, diffusers folders, hub ids; or folders of samples."),
     ],
-    against: Annotated[str | None, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")] = None,
+    against: Annotated[str | None, typer.Option(help="The real images: folder, .tar, .npz, .npy or hf:NAME.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=10, help="Images of each model.")] = 10_000,
     compare: Annotated[
         bool, typer.Option("--compare", help="Several models: ratios to the first. More than one model implies it.")
@@ -114,7 +114,7 @@ def _print(result: Evaluation) -> None:
 
 def analyze(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
-    against: Annotated[str, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")],
+    against: Annotated[str, typer.Option(help="The real images: folder, .tar, .npz, .npy or hf:NAME.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the figures.  [default: RUN/analysis]")
     ] = None,

@@ -40,14 +40,14 @@ class Section(BaseModel):
 class DataRecipe(Section):
     """Where the images come from and how they become squares."""
 
-    path: str  # a folder, an .npz or .npy of uint8 images, or hf:NAME for a Hugging Face data set
+    path: str  # a folder, an .npz or .npy of uint8 images, .tar shards, or hf:NAME for a Hugging Face data set
     size: int | None = Field(None, ge=4)  # of the square in pixels; by default what the pipeline needs
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the images
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     split: str = "train"  # of a Hugging Face data set
     column: str | None = None  # of a Hugging Face data set; by default its first image column
-    label_column: str | None = None  # where the classes are: a column, or the name of an array in an .npz
+    label_column: str | None = None  # where the classes are: a column, an array in an .npz, an extension in .tar
     text_column: str | None = None  # where the captions are, in the same way
     cache: bool = True  # keep the decoded squares in the run folder (center crops only)
     workers: int = Field(2, ge=0)  # processes that decode images

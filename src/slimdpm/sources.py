@@ -1,8 +1,9 @@
-"""Where images come from, and their classes with them: a folder, arrays, a Hugging Face data set."""
+"""Where images come from, and what is known of them: a folder, arrays, a Hugging Face data set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -12,11 +13,12 @@ from PIL import Image
 
 from slimdpm.annotations import Labels, number_labels
 from slimdpm.errors import SlimdpmError
+from slimdpm.images import EXTENSIONS
+from slimdpm.metadata import read_metadata
 from slimdpm.recipe import DataRecipe
+from slimdpm.shards import Shards
 
-Image.init()
 TEXT_COLUMNS = ("text", "caption")  # where captions are looked for if no column is named
-EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf"}
 
 
 class Source(Protocol):
@@ -37,11 +39,19 @@ class Source(Protocol):
 
 
 class Folder:
-    """The image files below a folder, in the order of their paths. The folders in it are classes."""
+    """The image files below a folder, in the order of their paths.
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    Classes and captions are those of metadata files beside the images. Without these, folders are classes.
+
+    Args:
+        root: the folder.
+        labels: the metadata's column of classes, by default ``"label"``.
+        texts: the column of captions, by default ``"text"`` or ``"caption"``.
+    """
+
+    def __init__(self, root: Path, *, labels: str | None = None, texts: str | None = None):
+        self.root, self.label_column, self.text_column = root, labels, texts
+        self.files = image_files(root)
         if not self.files:
             raise SlimdpmError(f"{root} holds no images ({', '.join(sorted(_COMMON))} and others are looked for)")
 
@@ -57,7 +67,10 @@ class Folder:
         return str(self.files[index].relative_to(self.root))
 
     def labels(self) -> Labels | None:
-        """Of class folders, numbered in the order of their names as torchvision's `ImageFolder` does."""
+        """Of the metadata; or of class folders, numbered in the order of their names as torchvision's `ImageFolder`."""
+        values = self._column(self.label_column, ("label",))
+        if values is not None:
+            return number_labels(values, self.name)
         places = [file.relative_to(self.root).parts for file in self.files]
         if all(len(parts) == 1 for parts in places):
             return None
@@ -65,6 +78,25 @@ class Folder:
         if loose is not None:
             raise SlimdpmError(f"{self.name(loose)} of {self.root} has no label: it lies in no class folder")
         return number_labels([parts[0] for parts in places], self.name, digits=False)
+
+    def captions(self) -> list[Any] | None:
+        return self._column(self.text_column, TEXT_COLUMNS)
+
+    @cached_property
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        return read_metadata(self.root)
+
+    def _column(self, named: str | None, usual: Sequence[str]) -> list[Any] | None:
+        """A column of the metadata: the one that is named, or the first of the usual ones that is there."""
+        there = {column for values in self.metadata.values() for column in values}
+        if named is not None and named not in there:
+            columns = ", ".join(sorted(there)) or "nothing"
+            raise SlimdpmError(f"the metadata in {self.root} has no {named!r}, only {columns}")
+        column = named or next((column for column in usual if column in there), None)
+        if column is None:
+            return None
+        names = [file.relative_to(self.root).as_posix() for file in self.files]
+        return [self.metadata.get(name, {}).get(column) for name in names]
 
     def identity(self) -> str:
         stats = [(self.name(i), f.stat().st_size, f.stat().st_mtime_ns) for i, f in enumerate(self.files)]
@@ -178,6 +210,11 @@ def _label_column(features: Mapping[str, Any]) -> str | None:
 _COMMON = {".jpg", ".png", ".webp"}
 
 
+def image_files(root: Path) -> list[Path]:
+    """The image files below a folder, sorted."""
+    return sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+
+
 def open_source(data: DataRecipe | Any) -> Source:
     """The images that a recipe's `data` section names, or that a Python object holds.
 
@@ -200,13 +237,19 @@ def open_source(data: DataRecipe | Any) -> Source:
         raise SlimdpmError(f"data {path} does not exist (a data set of the Hugging Face hub is written hf:NAME)")
     if path.suffix in (".npz", ".npy"):
         return _load_arrays(path, data)
+    extensions = {"labels": data.label_column or "cls", "texts": data.text_column or "txt"}
+    if path.suffix == ".tar":
+        return Shards([path], **extensions)
     if path.is_file():
         raise SlimdpmError(
-            f"data {path} is a file; give a folder of images, an .npz or .npy of uint8 images, or hf:NAME"
+            f"data {path} is a file; give a folder of images, an .npz or .npy of uint8 images, a .tar, or hf:NAME"
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _open_hugging_face(data)
-    return Folder(path)
+    shards = sorted(path.glob("*.tar"))
+    if shards and not image_files(path):
+        return Shards(shards, **extensions)
+    return Folder(path, labels=data.label_column, texts=data.text_column)
 
 
 def _source_of_object(data: Any) -> Source:

@@ -205,7 +205,7 @@ def _labels(models: Sequence[str]) -> list[str]:
 
 def _is_data(name: str) -> bool:
     path = Path(name).expanduser()
-    if path.suffix in (".npz", ".npy") or name.startswith(("hf:", "demo:")):
+    if path.suffix in (".npz", ".npy", ".tar") or name.startswith(("hf:", "demo:")):
         return name != "demo:teacher"
     return path.is_dir() and not any((path / part / "model_index.json").exists() for part in (".", "student"))
 
