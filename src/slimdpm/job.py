@@ -61,7 +61,8 @@ class Job:
             lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
         if self.teacher is not None:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
-            lines.append(f"feature pairs: {compared}")
+            why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
+            lines.append(f"feature pairs: {compared}{why}")
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += [conditioning] if conditioning else []
         size = self.shell.image_size
@@ -86,7 +87,7 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
-        base = {**loaded.unet.config, "_class_name": type(loaded.unet).__name__}
+        base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
         shell = loaded.shell
     else:
         shell, base = _from_nothing(recipe, source)
@@ -99,9 +100,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         prompts = conditioning.examples(conditions, recipe.samples.seed)
         recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
     shell, base = _sized(shell, base, recipe.data.size or shell.image_size)
-    plan = _plan(recipe, base, shell.conditioning.tokens)
+    reference = measure(loaded.config) if loaded is not None and not loaded.has_scales else None
+    plan = _plan(recipe, base, shell.conditioning.tokens, reference)
     distilled = loaded if recipe.task == "slim" else None
-    pairs = _pairs(recipe, plan, base) if distilled else []
+    pairs = _pairs(recipe, plan, distilled) if distilled else []
     return Job(recipe, shell, plan, distilled, pairs, source, conditions)
 
 
@@ -219,22 +221,42 @@ def _sized(shell: Shell, base: dict[str, Any], size: int) -> tuple[Shell, dict[s
     return resized, {**base, "sample_size": size // factor}
 
 
-def _plan(recipe: Recipe, base: dict[str, Any], tokens: int) -> Plan:
+def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:
     s = recipe.student
     budget = Budget(s.width, s.ratio, s.max_macs, s.max_params)
     assert s.kind is not None
     if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
         config = {**base, **s.overrides}
         cost = measure(config, tokens=tokens)
-        return Plan(config, cost, cost)
-    return plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens)
+        return Plan(config, cost, reference or cost)
+    return plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
 
 
-def _pairs(recipe: Recipe, plan: Plan, base: dict[str, Any]) -> list[FeaturePair]:
+def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:
     d = recipe.distill
+    if not teacher.has_scales:
+        if not isinstance(d.pairs, str):
+            raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to auto")
+        return []
     if not d.lambda_spatial and not d.lambda_freq:
         return []
+    base = {**teacher.config, "sample_size": plan.config["sample_size"]}
     return match_features(plan.config, base, pairs=d.pairs, levels=d.levels)
+
+
+def _beside_transformer(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
+    """The topology of a transformer's student, for the same latents and classes: a transformer has no widths to slim.
+
+    The paper's LDM-4 unless the recipe names another; the U-Net embeds the classes itself, for it cannot take the
+    transformer's embedding.
+    """
+    name = recipe.student.base or "ldm4"
+    config = {**find_network(name).config, "out_channels": teacher.unet.config.in_channels}
+    if config.get("cross_attention_dim") is not None:
+        raise SlimdpmError(
+            f"student.base {name} has cross-attention: the student of a transformer embeds classes itself"
+        )
+    return config | {k: teacher.unet.config[k] for k in ("in_channels", "sample_size", "num_class_embeds")}
 
 
 def _from_nothing(recipe: Recipe, source: Source) -> tuple[Shell, dict[str, Any]]:

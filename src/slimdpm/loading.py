@@ -18,7 +18,14 @@ from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "ClassConditionalLDMPipeline", *TEXT_TO_IMAGE)
+PIPELINES = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "LDMPipeline",
+    "DiTPipeline",
+    "ClassConditionalLDMPipeline",
+    *TEXT_TO_IMAGE,
+)
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
 ASSETS = Path(__file__).parent / "assets"
 _OURS: dict[str, Any] = {
@@ -27,7 +34,9 @@ _OURS: dict[str, Any] = {
 }
 _OPTIONAL = ("vqvae", "class_embedder")  # parts that a pipeline may do without
 _TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-_NETWORKS = ("UNet2DModel", "UNet2DConditionModel", *AUTOENCODERS)
+# The first DiTs name a class that diffusers has since split: it still loads them through it.
+_TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")
+_NETWORKS = ("UNet2DModel", "UNet2DConditionModel", *_TRANSFORMERS, *AUTOENCODERS)
 
 
 def pipeline_class(name: str) -> type[DiffusionPipeline]:
@@ -66,9 +75,9 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
             models[part] = load_model(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
         elif part in _OPTIONAL and name is None:
             continue
-        elif part in ("unet", *_OPTIONAL):
+        elif part in ("unet", "transformer", *_OPTIONAL):
             raise SlimdpmError(f"the {part} of {source} is a {name} of {library}, which is not supported")
-    if "unet" not in models:
+    if not models.keys() & {"unet", "transformer"}:
         raise SlimdpmError(f"{source} has no U-Net")
     try:
         return pipeline_class(class_name).from_pretrained(

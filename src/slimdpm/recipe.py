@@ -59,7 +59,7 @@ class StudentRecipe(Section):
     kind: Literal["spectral", "lite"] | None = (
         None  # wavelet-gated or plain; by default spectral for slim, lite for train
     )
-    base: str | None = None  # without a teacher: a preset, a diffusers folder, or a config.json
+    base: str | None = None  # without a teacher, or with a transformer: a preset, a diffusers folder, or a config.json
     width: int | None = Field(None, ge=1)
     ratio: float | None = Field(None, gt=1, lt=1000)
     max_macs: Amount | None = None

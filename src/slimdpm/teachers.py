@@ -26,6 +26,7 @@ from slimdpm.loading import (
     read_json,
 )
 from slimdpm.process import Process
+from slimdpm.transformer import TransformerDenoiser
 
 __all__ = [
     "ASSETS", "Shell", "Teacher", "fingerprint", "load_pipeline", "load_teacher", "network_of", "new_shell", "shell_of"
@@ -100,11 +101,21 @@ class Shell:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A pretrained pipeline: its U-Net and the shell around it. `name` is how the recipe calls it."""
+    """A pretrained pipeline: its U-Net, or what is called as one, and the shell. `name` is how the recipe calls it."""
 
     name: str
     unet: Any
     shell: Shell
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the network, with its class."""
+        return {**self.unet.config, "_class_name": type(self.unet).__name__}
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether its features have scales, as a U-Net's do: then they can be distilled, and its topology slimmed."""
+        return "block_out_channels" in self.unet.config
 
 
 def load_teacher(source: str | Path | DiffusionPipeline) -> Teacher:
@@ -114,10 +125,10 @@ def load_teacher(source: str | Path | DiffusionPipeline) -> Teacher:
         SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
     """
     if isinstance(source, DiffusionPipeline):
-        shell = shell_of(source)
-        return Teacher(f"{type(source).__name__} {fingerprint(source.unet)}", source.unet, shell)
+        network = network_of(source)
+        return Teacher(f"{type(source).__name__} {fingerprint(network)}", network, shell_of(source))
     pipeline = load_pipeline(source)
-    return Teacher(str(source), pipeline.unet, shell_of(pipeline))
+    return Teacher(str(source), network_of(pipeline), shell_of(pipeline))
 
 
 def shell_of(pipeline: DiffusionPipeline) -> Shell:
@@ -126,10 +137,7 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     Raises:
         SlimdpmError: for a pipeline or a process of an unsupported kind.
     """
-    name = next((c.__name__ for c in type(pipeline).__mro__ if c.__name__ in PIPELINES), None)
-    if name is None:
-        raise SlimdpmError(f"a {type(pipeline).__name__} is not supported; supported are {', '.join(PIPELINES)}")
-    network = network_of(pipeline)
+    name, network = _supported(pipeline), network_of(pipeline)
     config = network.config
     if config.in_channels != config.out_channels:
         raise SlimdpmError(
@@ -149,8 +157,21 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
 
 
 def network_of(pipeline: DiffusionPipeline) -> Any:
-    """The network that denoises, as a U-Net is called."""
-    return pipeline.unet
+    """The network that denoises, to be called as a U-Net is.
+
+    Raises:
+        SlimdpmError: for a pipeline of an unsupported kind.
+    """
+    _supported(pipeline)
+    return TransformerDenoiser(pipeline.transformer) if hasattr(pipeline, "transformer") else pipeline.unet
+
+
+def _supported(pipeline: DiffusionPipeline) -> str:
+    """Which of `PIPELINES` it is."""
+    name = next((c.__name__ for c in type(pipeline).__mro__ if c.__name__ in PIPELINES), None)
+    if name is None:
+        raise SlimdpmError(f"a {type(pipeline).__name__} is not supported; supported are {', '.join(PIPELINES)}")
+    return name
 
 
 def _others(pipeline: DiffusionPipeline) -> dict[str, Any]:

@@ -169,11 +169,13 @@ def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:
     if embedder is not None:
         rows, null = embedder.config.num_classes, embedder.config.null_class
     else:
-        rows, null = network.config.get("num_class_embeds"), pipeline.config.get("null_class")
+        rows, null = network.config.get("num_class_embeds"), {**pipeline.config, **network.config}.get("null_class")
     if rows is None:
         return None
     bare = ClassLabels(rows, null, None, embedder)
     named = {int(number): name for number, name in (pipeline.config.get("id2label") or {}).items()}
+    for name, number in getattr(pipeline, "labels", {}).items():  # of a `DiTPipeline`: several names for one class
+        named[number] = f"{named[number]}, {name}" if number in named else name
     return replace(bare, names=tuple(named[n] for n in bare.numbers)) if set(bare.numbers) <= set(named) else bare
 
 
