@@ -19,6 +19,8 @@ from slimdpm.job import plan_job, run_job
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
 from slimdpm.pictures import write_samples
+from slimdpm.presets import find_network
+from slimdpm.profile import measure
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays, open_source
@@ -94,6 +96,7 @@ def test_labels_meet_the_network_by_name_or_by_order(class_folder):
     nameless, conditions = ClassLabels(4, 3).read(source)
     assert nameless.names == CLASSES and conditions == [0] * 3 + [1] * 3 + [2] * 3
     first = ClassLabels(4, 0)  # the null class need not come last
+    assert first.read(Arrays(noise_array(2), classes=np.array([1, 3])))[1] == [1, 3]
     assert first.read(source)[1] == [1] * 3 + [2] * 3 + [3] * 3
     synonyms = ClassLabels(4, 3, ("frock, dress", "coat", "boots, wellingtons"))
     assert synonyms.read(source)[1] == [2] * 3 + [1] * 3 + [0] * 3 and synonyms.number("frock, dress") == 0
@@ -237,6 +240,8 @@ def test_a_class_conditional_teacher_is_slimmed(make, class_folder, tmp_path):
     teacher = make(names=None)
     teacher.save_pretrained(tmp_path / "teacher")
     job = plan(tmp_path / "teacher", class_folder)
+    counted = find_network(str(tmp_path / "teacher"))
+    assert measure(counted.config, tokens=counted.tokens) == job.plan.teacher_cost
     assert "conditioning: 3 classes: boots, coat, dress; 10% are dropped for guidance" in job.describe()
     run_job(job, tmp_path / "run")
     student = load_pipeline(tmp_path / "run")

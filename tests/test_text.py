@@ -53,7 +53,7 @@ def plan(teacher, data, *more):
 SCHEDULERS = [
     PNDMScheduler(skip_prk_steps=True, steps_offset=1, beta_schedule="scaled_linear"),
     DDIMScheduler(clip_sample=False, steps_offset=1, **V),
-    DPMSolverMultistepScheduler(),
+    DPMSolverMultistepScheduler(steps_offset=1),
 ]
 
 
@@ -139,6 +139,13 @@ def test_a_resumed_text_run_is_the_run_without_a_stop(quiet, tmp_path):
     run_job(plan(teacher, data, *steps), tmp_path / "parts", report=False)
     one, two = (load_file(tmp_path / n / "checkpoints/step-00000004/student.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_text_to_image_network_is_trained_like_another(quiet, tmp_path):
+    values = {"task": "train", "data": {"path": "captioned"}, "student": {"ratio": 2}}
+    recipe = load_recipe(None, [s for s in QUICK if not s.startswith("student")], values=values)
+    lite = run_job(plan_job(recipe, teacher=quiet(text_pipeline), data=captioned()), tmp_path / "run", report=False)
+    assert type(lite).__name__ == "StableDiffusionPipeline" and type(lite.unet).__name__ == "UNet2DConditionModel"
 
 
 def test_a_v_predicting_teacher_is_distilled_in_v(quiet, tmp_path, monkeypatch):

@@ -67,16 +67,17 @@ class ClassLabels:
         labels = labels_of(source)
         if labels is None:
             raise SlimdpmError(MISSING_LABELS)
-        table = self._table(labels.names) if labels.names else self.numbers
-        wrong = (labels.numbers < 0) | (labels.numbers >= len(table))
-        if wrong.any():
-            index = int(wrong.argmax())
+        table = dict(enumerate(self._table(labels.names))) if labels.names else {n: n for n in self.numbers}
+        values = labels.numbers.tolist()
+        wrong = next((i for i, value in enumerate(values) if value not in table), None)
+        if wrong is not None:
+            first, last = min(table), max(table)
             raise SlimdpmError(
-                f"label {labels.numbers[index]} of {source.name(index)} is out of range: the network has "
-                f"{len(table)} classes, 0 to {len(table) - 1}"
+                f"label {values[wrong]} of {source.name(wrong)} is out of range: the network has {len(table)} classes, "
+                f"{first} to {last}"
             )
         known = labels.names if self.names is None and len(labels.names or ()) == len(self.numbers) else self.names
-        return replace(self, names=known), [table[number] for number in labels.numbers]
+        return replace(self, names=known), [table[value] for value in values]
 
     def _table(self, names: Sequence[str]) -> list[int]:
         """The network's numbers for a data set's classes: by name if the names meet, else in the same order."""

@@ -96,7 +96,7 @@ class Text:
         if request.classes:
             raise SlimdpmError("the pipeline is text-to-image: it takes a prompt, no class")
         if not request.prompts:
-            raise SlimdpmError("the pipeline is text-to-image: give a prompt")
+            raise SlimdpmError("the pipeline is text-to-image: give a prompt, or data with captions")
         scale = self.scale if request.guidance is None else request.guidance
         return {"prompts": list(request.prompts), "negative_prompt": request.negative_prompt, "guidance": scale}
 
