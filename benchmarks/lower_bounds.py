@@ -8,6 +8,7 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-wanted = [*project["dependencies"], *extras["datasets"], *extras["demo"], *extras["metrics"], *extras["onnx"]]
+wanted = list(project["dependencies"])
+wanted += [requirement for name in ("datasets", "demo", "metrics", "onnx", "text") for requirement in extras[name]]
 wanted += [r for r in extras["dev"] if not r.startswith(("slimdpm", "mypy", "ruff", "types-"))]
 print(*(requirement.replace(">=", "==") for requirement in wanted))

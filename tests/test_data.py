@@ -197,7 +197,7 @@ def numbered():
 
 
 def numbers(batch):
-    return [round(float((x[0, 0, 0] + 1) * 127.5)) for x in batch]
+    return [round(float((x["images"][0, 0, 0] + 1) * 127.5)) for x in batch]
 
 
 def test_every_pass_is_a_fresh_permutation(numbered):
@@ -212,7 +212,7 @@ def test_every_pass_is_a_fresh_permutation(numbered):
 def test_a_later_start_gives_the_rest_of_the_same_stream(numbered):
     whole = list(training_loader(TrainingStream(numbered), StreamBatches(4, 0, 6)))
     rest = list(training_loader(TrainingStream(numbered), StreamBatches(4, 2, 6)))
-    assert all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(whole[2:], rest, strict=True))
 
 
 def test_processes_share_the_batches_of_one(numbered):
@@ -221,18 +221,20 @@ def test_processes_share_the_batches_of_one(numbered):
         list(training_loader(TrainingStream(numbered), StreamBatches(2, 0, 5, rank=r, world_size=2))) for r in (0, 1)
     ]
     for batch, first, second in zip(whole, *shares, strict=True):
-        assert torch.equal(batch, torch.cat([first, second]))
+        assert torch.equal(batch["images"], torch.cat([first["images"], second["images"]]))
 
 
 def test_flips_mirror_half_of_the_images_and_follow_the_seed():
     ramp = np.tile(np.arange(4, dtype=np.uint8) * 50, (1, 4, 1))[..., None].repeat(3, -1)
     images = prepare_images(Arrays(ramp.repeat(20, 0)), Decoder(4))
     flipped = [
-        bool(x[0, 0, 0] > x[0, 0, -1]) for x in (TrainingStream(images, flip=True, seed=1)[i] for i in range(400))
+        bool(x["images"][0, 0, 0] > x["images"][0, 0, -1])
+        for x in (TrainingStream(images, flip=True, seed=1)[i] for i in range(400))
     ]
     assert 150 < sum(flipped) < 250
     assert flipped == [
-        bool(x[0, 0, 0] > x[0, 0, -1]) for x in (TrainingStream(images, flip=True, seed=1)[i] for i in range(400))
+        bool(x["images"][0, 0, 0] > x["images"][0, 0, -1])
+        for x in (TrainingStream(images, flip=True, seed=1)[i] for i in range(400))
     ]
 
 
@@ -242,7 +244,7 @@ def test_random_crops_are_decoded_by_workers_and_do_not_depend_on_them(image_fol
     here, there = (
         list(training_loader(TrainingStream(images, flip=True), StreamBatches(4, 0, 6), workers=w)) for w in (0, 2)
     )
-    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(here, there, strict=True))
 
 
 def test_pixels_survive_the_way_to_the_model_and_back():

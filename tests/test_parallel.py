@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, launch
+from conftest import TINY, class_pipeline, launch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
@@ -47,9 +47,14 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_a_run_on_two_processes_is_the_run_on_one(tmp_path, teacher_folder, image_folder):
+@pytest.mark.parametrize("told", [False, True], ids=["unconditional", "class"])
+def test_a_run_on_two_processes_is_the_run_on_one(told, tmp_path, teacher_folder, image_folder, class_folder):
+    teacher, data = teacher_folder, image_folder
+    if told:
+        teacher, data = tmp_path / "teacher", class_folder
+        class_pipeline().save_pretrained(teacher)
     settings = [
-        f"teacher={teacher_folder}", f"data.path={image_folder}", "student.width=8", "train.steps=4",
+        f"teacher={teacher}", f"data.path={data}", "conditioning.drop=0.5", "student.width=8", "train.steps=4",
         "train.batch_size=4", "train.checkpoint_every=2", "train.log_every=1", "train.trackers=[]", "data.workers=0",
         "samples.count=2", "samples.steps=2",
     ]  # fmt: skip

@@ -8,7 +8,9 @@ The method is Spectral Diffusion, from "Diffusion Probabilistic Model Made Slim"
 """
 
 from slimdpm.api import slim, train
+from slimdpm.conditioning import Request
 from slimdpm.errors import SlimdpmError
+from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.presets import PRESETS
 from slimdpm.sampling import sample_images
 from slimdpm.teachers import load_pipeline
@@ -18,6 +20,9 @@ from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 __all__ = [
     "PRESETS",
+    "ClassConditionalLDMPipeline",
+    "ClassEmbedder",
+    "Request",
     "SlimdpmError",
     "SpectralUNet2DConditionModel",
     "SpectralUNet2DModel",

@@ -43,7 +43,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and
 @app.command()
 def slim(
     teacher: Annotated[str | None, typer.Argument(help="diffusers folder, run folder or hub id.")] = None,
-    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
     output: Output = Path("run"),
     ratio: Ratio = None,
     width: Width = None,
@@ -69,7 +69,7 @@ def slim(
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Argument(help="Folder of images, .npz or .npy, or hf:NAME.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
     output: Output = Path("run"),
     model: Annotated[
         str | None, typer.Option(help="Preset, config.json, or folder with one (see slimdpm profile).")
@@ -105,16 +105,29 @@ def sample(
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same in any batch.")] = 0,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Class by number or name; may be repeated.  [default: all]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Text; may be repeated.  [default: the run's]")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What shall not be seen.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
 ) -> None:
-    """Make images with a student, or with any unconditional pipeline.
+    """Make images with a student, or with any pipeline that can be a teacher.
 
     Images that are there already are not made again, so a long job resumes.
 
         slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
+
+        slimdpm sample runs/clothing --class dress --class 3 --guidance 2
+
+        slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
     """
+    from slimdpm.conditioning import Request
     from slimdpm.display import Display
     from slimdpm.pictures import write_samples
 
@@ -126,6 +139,7 @@ def sample(
         scheduler=scheduler,
         seed=seed,
         batch_size=batch_size,
+        request=Request(classes or (), prompt or (), negative_prompt, guidance),
         device=device,
         display=Display(console),
     )

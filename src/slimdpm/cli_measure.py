@@ -21,7 +21,7 @@ def evaluate(
         list[str],
         typer.Argument(metavar="MODEL", help="Run folders, diffusers folders, hub ids; or folders of samples."),
     ],
-    against: Annotated[str | None, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")] = None,
+    against: Annotated[str | None, typer.Option(help="The real images: folder, .tar, .npz, .npy or hf:NAME.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=10, help="Images of each model.")] = 10_000,
     compare: Annotated[
         bool, typer.Option("--compare", help="Several models: ratios to the first. More than one model implies it.")
@@ -39,6 +39,7 @@ def evaluate(
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All models start from the same noise.")] = 0,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: each pipeline's]")] = None,
     size: Annotated[int | None, typer.Option(help="Images' size in pixels.  [default: the first model's]")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for images, features, results.json.")
@@ -71,6 +72,7 @@ def evaluate(
         scheduler=scheduler,
         seed=seed,
         size=size,
+        guidance=guidance,
         device=device,
     )
     main = processes().is_main_process
@@ -112,7 +114,7 @@ def _print(result: Evaluation) -> None:
 
 def analyze(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
-    against: Annotated[str, typer.Option(help="The real images: folder, .npz, .npy or hf:NAME.")],
+    against: Annotated[str, typer.Option(help="The real images: folder, .tar, .npz, .npy or hf:NAME.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the figures.  [default: RUN/analysis]")
     ] = None,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Images:
         good: the source's numbers of the readable ones.
         broken: the names of those that are not, with the reason.
         squares: all squares ``(len(source), size, size, channels)`` if they are cached, else None.
+        conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
     """
 
     source: Source
@@ -67,6 +68,7 @@ class Images:
     good: np.ndarray
     broken: list[tuple[str, str]]
     squares: np.ndarray | None
+    conditions: Sequence | None = None
 
     def __len__(self) -> int:
         return len(self.good)
@@ -77,6 +79,11 @@ class Images:
         if self.squares is not None:
             return self.squares[index]
         return self.decoder(self.source, index, rng)
+
+    def condition(self, number: int) -> Any:
+        """What is known of the `number`-th good image."""
+        assert self.conditions is not None
+        return self.conditions[int(self.good[number])]
 
     def report_broken(self) -> str | None:
         """One line about what was skipped, or None."""
@@ -207,18 +214,21 @@ class TrainingStream(Dataset):
         self._epoch = -1
         self._order = np.arange(0)
 
-    def __getitem__(self, position: int) -> Tensor:
-        """Pixels in [−1, 1], float32 ``(C, H, W)``."""
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """``"images"``, pixels in [−1, 1], float32 ``(C, H, W)``; ``"conditions"`` if they are known."""
         epoch, offset = divmod(position, len(self.images))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
             self._epoch = epoch
         rng = np.random.default_rng([self.seed, 1, position])
         mirrored = self.flip and rng.random() < 0.5
-        array = self.images.square(int(self._order[offset]), rng)
+        number = int(self._order[offset])
+        array = self.images.square(number, rng)
         if mirrored:
             array = array[:, ::-1]
-        return to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))  # the cache is read-only
+        pixels = to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))  # the cache is read-only
+        known = {} if self.images.conditions is None else {"conditions": self.images.condition(number)}
+        return {"images": pixels, **known}
 
 
 class StreamBatches(Sampler[list[int]]):
@@ -251,7 +261,10 @@ class StreamBatches(Sampler[list[int]]):
 def training_loader(
     stream: TrainingStream, batches: StreamBatches, *, workers: int = 0, pin: bool = False
 ) -> DataLoader:
-    """Batches ``(B, C, H, W)`` float32 in [−1, 1]. Cached squares are read here, others decoded by `workers`."""
+    """Batches: ``"images"`` ``(B, C, H, W)`` float32 in [−1, 1], ``"conditions"`` a tensor ``(B,)`` or a list of B.
+
+    Cached squares are read here, others decoded by `workers`.
+    """
     if stream.images.squares is not None:
         workers = 0
     return _loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)

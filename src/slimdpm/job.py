@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from slimdpm.conditioning import new_class_labels
 from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -38,6 +40,7 @@ class Job:
         teacher: None for training without distillation.
         pairs: feature pairs for distillation.
         source: the images.
+        conditions: what is known of each of them, if the network is told.
     """
 
     recipe: Recipe
@@ -46,6 +49,7 @@ class Job:
     teacher: Teacher | None
     pairs: list[FeaturePair]
     source: Source
+    conditions: Sequence | None = None
 
     def describe(self) -> list[str]:
         """What will run, in a few lines."""
@@ -57,7 +61,10 @@ class Job:
             lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
         if self.teacher is not None:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
-            lines.append(f"feature pairs: {compared}")
+            why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
+            lines.append(f"feature pairs: {compared}{why}")
+        conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
+        lines += [conditioning] if conditioning else []
         size = self.shell.image_size
         lines.append(f"data: {len(self.source)} images of {recipe.data.path} as {size}x{size}")
         return lines
@@ -80,27 +87,24 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
-        base = {**loaded.unet.config, "_class_name": type(loaded.unet).__name__}
+        base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
         shell = loaded.shell
     else:
-        base = _base_config(recipe)
-        prediction = recipe.student.prediction or "epsilon"
-        process = recipe.process
-        shell = new_shell(
-            base,
-            timesteps=process.timesteps,
-            beta_schedule=process.beta_schedule,
-            prediction=prediction,
-            autoencoder=recipe.autoencoder,
-        )
+        shell, base = _from_nothing(recipe, source)
     if shell.image_channels not in (1, 3):
         raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: 3 (RGB) or 1 (greyscale)")
+    conditioning, conditions = shell.conditioning.read(source)
+    shell = replace(shell, conditioning=conditioning)
     recipe = _resolved(recipe, shell)
+    if not recipe.samples.prompts:
+        prompts = conditioning.examples(conditions, recipe.samples.seed)
+        recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
     shell, base = _sized(shell, base, recipe.data.size or shell.image_size)
-    plan = _plan(recipe, base)
+    reference = measure(loaded.config) if loaded is not None and not loaded.has_scales else None
+    plan = _plan(recipe, base, shell.conditioning.tokens, reference)
     distilled = loaded if recipe.task == "slim" else None
-    pairs = _pairs(recipe, plan, base) if distilled else []
-    return Job(recipe, shell, plan, distilled, pairs, source)
+    pairs = _pairs(recipe, plan, distilled) if distilled else []
+    return Job(recipe, shell, plan, distilled, pairs, source, conditions)
 
 
 def run_job(job: Job, folder: str | Path, display: Display | None = None, *, report: bool = True) -> DiffusionPipeline:
@@ -183,7 +187,7 @@ def _prepare(job: Job, run: RunFolder, accelerator: Accelerator, display: Displa
     skipped = images.report_broken()
     if skipped:
         display.say(f"warning: {skipped}")
-    return images
+    return replace(images, conditions=job.conditions)
 
 
 def _resolved(recipe: Recipe, shell: Shell) -> Recipe:
@@ -213,25 +217,64 @@ def _sized(shell: Shell, base: dict[str, Any], size: int) -> tuple[Shell, dict[s
             f"images of {size}x{size} do not fit: this network halves them to the end only if their size is a multiple "
             f"of {step}; set data.size to {lower} or {upper}"
         )
-    return replace(shell, size=size // factor), {**base, "sample_size": size // factor}
+    resized = replace(shell, size=size // factor, conditioning=shell.conditioning.sized(size))
+    return resized, {**base, "sample_size": size // factor}
 
 
-def _plan(recipe: Recipe, base: dict[str, Any]) -> Plan:
+def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:
     s = recipe.student
     budget = Budget(s.width, s.ratio, s.max_macs, s.max_params)
     assert s.kind is not None
     if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
         config = {**base, **s.overrides}
-        cost = measure(config)
-        return Plan(config, cost, cost)
-    return plan_student(base, budget, kind=s.kind, overrides=s.overrides)
+        cost = measure(config, tokens=tokens)
+        return Plan(config, cost, reference or cost)
+    return plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
 
 
-def _pairs(recipe: Recipe, plan: Plan, base: dict[str, Any]) -> list[FeaturePair]:
+def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:
     d = recipe.distill
+    if not teacher.has_scales:
+        if not isinstance(d.pairs, str):
+            raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to auto")
+        return []
     if not d.lambda_spatial and not d.lambda_freq:
         return []
+    base = {**teacher.config, "sample_size": plan.config["sample_size"]}
     return match_features(plan.config, base, pairs=d.pairs, levels=d.levels)
+
+
+def _beside_transformer(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
+    """The topology of a transformer's student, for the same latents and classes: a transformer has no widths to slim.
+
+    The paper's LDM-4 unless the recipe names another; the U-Net embeds the classes itself, for it cannot take the
+    transformer's embedding.
+    """
+    name = recipe.student.base or "ldm4"
+    config = {**find_network(name).config, "out_channels": teacher.unet.config.in_channels}
+    if config.get("cross_attention_dim") is not None:
+        raise SlimdpmError(
+            f"student.base {name} has cross-attention: the student of a transformer embeds classes itself"
+        )
+    return config | {k: teacher.unet.config[k] for k in ("in_channels", "sample_size", "num_class_embeds")}
+
+
+def _from_nothing(recipe: Recipe, source: Source) -> tuple[Shell, dict[str, Any]]:
+    """Shell and config of a network without a teacher."""
+    base, conditioning = _base_config(recipe), None
+    if recipe.conditioning.kind == "class" or base.get("num_class_embeds") is not None:
+        conditioning, base = new_class_labels(base, source, recipe.train.seed)
+    elif base.get("cross_attention_dim") is not None:
+        raise SlimdpmError("this network has cross-attention: set conditioning.kind=class, or give --like PIPELINE")
+    shell = new_shell(
+        base,
+        timesteps=recipe.process.timesteps,
+        beta_schedule=recipe.process.beta_schedule,
+        prediction=recipe.student.prediction or "epsilon",
+        autoencoder=recipe.autoencoder,
+        conditioning=conditioning,
+    )
+    return shell, base
 
 
 def _base_config(recipe: Recipe) -> dict[str, Any]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from slimdpm.conditioning import Request
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.images import grid
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
+from slimdpm.run import RunFolder
 from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import fingerprint, load_pipeline
+from slimdpm.teachers import fingerprint, load_pipeline, network_of, shell_of
 
 _SETTINGS = "samples.json"
 _GRID = 64  # images in the grid at most
@@ -30,6 +33,7 @@ def write_samples(
     scheduler: str | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    request: Request | None = None,
     device: str | None = None,
     display: Display | None = None,
 ) -> None:
@@ -39,7 +43,7 @@ def write_samples(
         source: a run folder, a diffusers folder or a hub id.
         folder: where to.
         count: how many.
-        steps, scheduler, seed, batch_size: see `slimdpm.sampling.sample_batches`.
+        steps, scheduler, seed, batch_size, request: see `slimdpm.sampling.sample_batches`.
         device: where to compute, by default the best there is.
         display: where progress is shown.
 
@@ -48,11 +52,14 @@ def write_samples(
     """
     display = display or Display()
     pipeline = load_pipeline(source).to(pick_device(device))
+    request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
+    conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
     settings = {
-        "network": fingerprint(pipeline.unet),
+        "network": fingerprint(network_of(pipeline)),
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
         "steps": steps,
         "seed": seed,
+        **conditioning.facts(request),
     }
     _claim(folder, settings)
     # All images of a batch or none: the ones that are missing decide where to go on.
@@ -66,6 +73,7 @@ def write_samples(
             scheduler=scheduler,
             seed=seed,
             batch_size=batch_size,
+            request=request,
             progress=task.advance,
         )
         number = first
@@ -77,6 +85,14 @@ def write_samples(
     shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
     save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown.shape[1])))
     display.say(f"{count} images and grid.png in {folder}")
+
+
+def _request(source: str, request: Request) -> Request:
+    """A run knows prompts for its samples, if none are given."""
+    run = RunFolder(source)
+    if request.prompts or not run.recipe_file.is_file():
+        return request
+    return replace(request, prompts=run.recipe().samples.prompts)
 
 
 def _claim(folder: Path, settings: dict) -> None:

@@ -167,7 +167,8 @@ def find_network(name: str) -> Preset:
                 raise SlimdpmError(f"{file} is no config.json of a network") from None
             if not isinstance(config, dict) or "block_out_channels" not in config:
                 raise SlimdpmError(f"{file} is no config of a U-Net")
-            return Preset(name, config, str(file))
+            embedded = (file.parent.parent / "class_embedder").is_dir()  # the one token of a class-conditional pipeline
+            return Preset(name, config, str(file), tokens=1 if embedded else 77)
     if path.exists():
         raise SlimdpmError(f"{name} holds no config.json of a U-Net")
     raise SlimdpmError(f"no preset and no folder is called {name!r}; the presets are {', '.join(PRESETS)}")

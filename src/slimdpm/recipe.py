@@ -40,13 +40,15 @@ class Section(BaseModel):
 class DataRecipe(Section):
     """Where the images come from and how they become squares."""
 
-    path: str  # a folder, an .npz or .npy of uint8 images, or hf:NAME for a Hugging Face data set
+    path: str  # a folder, an .npz or .npy of uint8 images, .tar shards, or hf:NAME for a Hugging Face data set
     size: int | None = Field(None, ge=4)  # of the square in pixels; by default what the pipeline needs
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the images
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     split: str = "train"  # of a Hugging Face data set
     column: str | None = None  # of a Hugging Face data set; by default its first image column
+    label_column: str | None = None  # where the classes are: a column, an array in an .npz, an extension in .tar
+    text_column: str | None = None  # where the captions are, in the same way
     cache: bool = True  # keep the decoded squares in the run folder (center crops only)
     workers: int = Field(2, ge=0)  # processes that decode images
 
@@ -57,7 +59,7 @@ class StudentRecipe(Section):
     kind: Literal["spectral", "lite"] | None = (
         None  # wavelet-gated or plain; by default spectral for slim, lite for train
     )
-    base: str | None = None  # without a teacher: a preset, a diffusers folder, or a config.json
+    base: str | None = None  # without a teacher, or with a transformer: a preset, a diffusers folder, or a config.json
     width: int | None = Field(None, ge=1)
     ratio: float | None = Field(None, gt=1, lt=1000)
     max_macs: Amount | None = None
@@ -71,6 +73,13 @@ class StudentRecipe(Section):
         if len(given) > 1:
             raise ValueError(f"give one budget, not {' and '.join(given)}")
         return self
+
+
+class ConditioningRecipe(Section):
+    """What the network is given beside the noisy sample."""
+
+    kind: Literal["auto", "class"] = "auto"  # of a network that starts without a teacher; auto: what its config says
+    drop: float = Field(0.1, ge=0, lt=1)  # part of the conditions replaced by the null one, for guidance
 
 
 class DistillRecipe(Section):
@@ -125,6 +134,9 @@ class SampleRecipe(Section):
     scheduler: str = "ddim"
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
+    prompts: list[str] = []  # of a text-to-image network; by default some of the data's captions
+    negative_prompt: str | None = None
+    guidance: float | None = Field(None, ge=1)  # of a class-conditional or text-to-image network; by default its own
 
 
 class Recipe(Section):
@@ -136,6 +148,7 @@ class Recipe(Section):
     data: DataRecipe
     student: StudentRecipe = StudentRecipe()
     process: ProcessRecipe = ProcessRecipe()
+    conditioning: ConditioningRecipe = ConditioningRecipe()
     distill: DistillRecipe = DistillRecipe()
     train: TrainRecipe = TrainRecipe()
     samples: SampleRecipe = SampleRecipe()

@@ -10,6 +10,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from torch import Tensor, device, nn
 
+from slimdpm.conditioning import Request
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, atomic_folder, save_tensors
 from slimdpm.images import grid
@@ -24,16 +25,16 @@ _GRID = 16  # images in a grid during training
 
 _CARD = """---
 library_name: diffusers
-tags: [slimdpm, unconditional-image-generation]
+tags: [slimdpm, {tag}]
 ---
 A slim diffusion pipeline made by slimdpm: the U-Net's weights are an exponential
 moving average of its training.
 
 ```python
 import slimdpm  # the U-Net's class
-from diffusers import DiffusionPipeline
+from {module} import {name}
 
-images = DiffusionPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=50).images
+images = {name}.from_pretrained("THIS FOLDER")({call}num_inference_steps=50).images
 ```
 """
 
@@ -82,7 +83,7 @@ class Results:
             return
         with atomic_folder(self.run.student) as temporary:
             self.pipeline(weights).save_pretrained(temporary, max_shard_size="1TB")
-            (temporary / "README.md").write_text(_CARD, encoding="utf-8")
+            (temporary / "README.md").write_text(_CARD.format(**self.shell.conditioning.card()), encoding="utf-8")
 
     def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """A picture of samples at this step: each student's under the teacher's from the same noise."""
@@ -111,6 +112,7 @@ class Results:
                 scheduler=s.scheduler,
                 seed=s.seed,
                 batch_size=s.batch_size,
+                request=Request((), s.prompts, s.negative_prompt, s.guidance),
                 progress=task.advance,
             )
 

@@ -17,9 +17,10 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
+from slimdpm.conditioning import Guidance, Request
 from slimdpm.data import to_pixels
 from slimdpm.errors import SlimdpmError
-from slimdpm.teachers import shell_of
+from slimdpm.teachers import network_of, shell_of
 
 # The usual short names; any class of diffusers' compatible schedulers may be named in full.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,6 +81,7 @@ def sample_batches(
     scheduler: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    request: Request | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Iterator[np.ndarray]:
     """Images by number, batch by batch.
@@ -91,13 +93,16 @@ def sample_batches(
         scheduler: see `make_scheduler`.
         seed: of all images.
         batch_size: how many are made at once.
+        request: what they shall show, of a class-conditional or text-to-image pipeline.
         progress: called with the number of finished images after each batch.
 
     Yields:
         uint8 ``(B, H, W, C)``.
+
+    Raises:
+        SlimdpmError: for a scheduler that does not fit, or a request that the pipeline cannot meet.
     """
-    shell = shell_of(pipeline)
-    unet = pipeline.unet
+    shell, unet = shell_of(pipeline), network_of(pipeline)
     training = unet.training
     unet.eval()
     try:
@@ -106,8 +111,8 @@ def sample_batches(
             generators = image_generators(seed, batch)
             shape = (len(batch), shell.channels, shell.size, shell.size)
             noise = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
-            conditions = shell.conditioning.sampling_inputs(batch)
-            samples = denoise(unet, make_scheduler(pipeline, scheduler), noise, steps, generators, conditions)
+            guidance = shell.conditioning.sampling_inputs(batch, request or Request(), unet.device)
+            samples = denoise(unet, make_scheduler(pipeline, scheduler), noise, steps, generators, guidance)
             yield to_pixels(shell.decode(samples))
             progress(len(batch))
     finally:
@@ -120,7 +125,7 @@ def denoise(
     noise: torch.Tensor,
     steps: int,
     generators: list[torch.Generator],
-    conditions: dict[str, Any],
+    guidance: Guidance,
 ) -> torch.Tensor:
     """The reverse process from noise ``(B, C, H, W)`` of unit variance to clean samples."""
     try:
@@ -133,7 +138,7 @@ def denoise(
     sample = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(sample, t)
-        prediction = unet(model_input, t, return_dict=False, **conditions)[0]
+        prediction = guidance.predict(unet, model_input, t)
         sample = scheduler.step(prediction, t, sample, **extra, return_dict=False)[0]
     return sample
 

@@ -67,6 +67,7 @@ def plan_student(
     overrides: Mapping[str, Any] | None = None,
     size: int | None = None,
     tokens: int = 77,
+    reference: Cost | None = None,
 ) -> Plan:
     """The widest student of the teacher's topology that fits a budget.
 
@@ -77,11 +78,12 @@ def plan_student(
         overrides: config values that the student takes instead of the teacher's, for example ``layers_per_block``.
         size: input size in latent pixels if the config has no ``sample_size``.
         tokens: length of the conditioning sequence, for the count.
+        reference: the cost that the student is compared with, if it is not that of this config.
 
     Raises:
         SlimdpmError: if the budget cannot be met; the message names the nearest that can.
     """
-    teacher_cost = measure(teacher, size=size, tokens=tokens)
+    teacher_cost = reference or measure(teacher, size=size, tokens=tokens)
     base = _student_base(teacher, kind, overrides or {})
 
     costs: dict[tuple[int, ...], Cost] = {}  # groups and heads change nothing in the count: only the widths do

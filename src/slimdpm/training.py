@@ -37,6 +37,8 @@ from slimdpm.teachers import Shell, Teacher
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
 
+_DROPPING = 2  # beside the numbers that `TrainingStream` seeds order and augmentation with
+
 Weights = dict[str, Tensor]
 
 
@@ -110,8 +112,8 @@ class Trainer:
     def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
         d, device = self.recipe.distill, self.accelerator.device
         process = self.shell.process.to(device)
-        if self.shell.autoencoder is not None:
-            self.shell.autoencoder.requires_grad_(False).eval().to(device)
+        for module in self.shell.frozen:
+            module.requires_grad_(False).eval().to(device)
         return Distiller(
             self.state.student,
             replace(process, prediction=self.recipe.student.prediction or process.prediction),
@@ -198,20 +200,21 @@ class Trainer:
             self.run.forget_after(self.state.step)
             self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[dict[str, Any]]:
         data, a = self.recipe.data, self.accelerator
         stream = TrainingStream(self.images, flip=data.flip, seed=self.settings.seed)
         steps = [step * self.accumulation for step in (self.state.step, self.settings.steps)]
         batches = StreamBatches(self.micro_batch, *steps, rank=a.process_index, world_size=a.num_processes)
         return iter(training_loader(stream, batches, workers=data.workers, pin=a.device.type == "cuda"))
 
-    def _step(self, batches: Iterator[Tensor]) -> None:
+    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """One optimiser step."""
         a, s = self.accelerator, self.settings
-        timesteps, noise = self._draw()
+        timesteps, noise, dropped = self._draw()
         sums: dict[str, Tensor] = {}
         for micro in range(self.accumulation):
-            images = next(batches).to(a.device, non_blocking=True)
+            batch = next(batches)
+            images = batch["images"].to(a.device, non_blocking=True)
             place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
             share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
             torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
@@ -221,7 +224,7 @@ class Trainer:
                         self.shell.encode(images),
                         noise[share],
                         timesteps[share],
-                        self.shell.conditioning.training_inputs({}),
+                        self.shell.conditioning.training_inputs(batch, dropped[share]),
                         student=self.wrapped,
                     )
                 a.backward(losses["loss"])
@@ -237,13 +240,19 @@ class Trainer:
         self.state.step += 1
         self._pending.append((self.state.step, sums))
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """Timesteps ``(B,)`` and noise ``(B, C, H, W)`` of a step's whole batch, the same in every process."""
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a step's whole batch, the same in every process: timesteps, noise, and whose condition is dropped.
+
+        ``(B,)``, ``(B, C, H, W)``, and bool ``(B,)``.
+        """
         s, device = self.settings, self.accelerator.device
         torch.manual_seed(_seed(s.seed, self.state.step, 0))
         timesteps = torch.randint(len(self.distiller.process), (s.batch_size,), device=device)
         size = (s.batch_size, self.shell.channels, self.shell.size, self.shell.size)
-        return timesteps, torch.randn(size, device=device)
+        noise = torch.randn(size, device=device)
+        # A generator of its own: a run without conditions draws what it always drew.
+        chances = np.random.default_rng([s.seed, _DROPPING, self.state.step]).random(s.batch_size)
+        return timesteps, noise, torch.from_numpy(chances < self.recipe.conditioning.drop).to(device)
 
     def _flush(self) -> str:
         """Log the mean of the steps since the last time. Returns it as a line.

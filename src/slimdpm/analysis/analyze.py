@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from slimdpm.analysis.sections import (
     theory_section,
 )
 from slimdpm.analysis.spectrum import Spectrum, radial_spectrum, ring_frequencies, ring_powers
+from slimdpm.conditioning import Conditioning, Request
 from slimdpm.data import Decoder, Images, prepare_images, to_model_range
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -36,7 +38,7 @@ from slimdpm.report import machine_facts, put_analysis, template
 from slimdpm.run import RunFolder
 from slimdpm.sampling import sample_images
 from slimdpm.sources import open_source
-from slimdpm.teachers import Shell, load_pipeline, shell_of
+from slimdpm.teachers import Shell, load_pipeline, network_of, shell_of
 
 LEVELS = 17  # timesteps that are looked at
 
@@ -94,8 +96,8 @@ def analyze(
         settings = replace(settings, scheduler=run.recipe().samples.scheduler if run else "ddim")
     networks, main = _load(source, run, compare, pick_device(settings.device))
     shell = shell_of(networks[main])
-    images = _real_images(against, shell, settings, display)
-    sections = [_drawn(s) for s in _sections(networks, main, shell, images, settings, display)]
+    images, conditions = _real_images(against, shell, settings, display)
+    sections = [_drawn(s) for s in _sections(networks, main, shell, images, conditions, settings, display)]
     facts = {
         "data": against,
         "seed": str(settings.seed),
@@ -140,22 +142,26 @@ def _load(
     return {name: p.to(device) for name, p in networks.items()}, label
 
 
-def _real_images(against: str, shell: Shell, settings: Settings, display: Display) -> np.ndarray:
-    """uint8 ``(N, H, W, C)``, drawn by the seed."""
+def _real_images(
+    against: str, shell: Shell, settings: Settings, display: Display
+) -> tuple[np.ndarray, Sequence | None]:
+    """uint8 ``(N, H, W, C)``, drawn by the seed, and their conditions if the network is told of any."""
 
     def track(items, total):
         return display.track(items, total, "reading images", "images")
 
-    images: Images = prepare_images(
-        open_source(against), Decoder(shell.image_size, shell.image_channels), workers=2, track=track
-    )
+    source = open_source(against)
+    conditions = shell.conditioning.read(source)[1]
+    decoder = Decoder(shell.image_size, shell.image_channels)
+    images: Images = replace(prepare_images(source, decoder, workers=2, track=track), conditions=conditions)
     broken = images.report_broken()
     if broken:
         display.say(broken)
     chosen = np.random.default_rng(settings.seed).permutation(len(images))[: settings.count]
     if len(chosen) < 2:
         raise SlimdpmError(f"{against} holds {len(chosen)} readable image; a spectrum needs two at least")
-    return np.stack([images.square(int(i)) for i in chosen])
+    told = None if conditions is None else [images.condition(int(i)) for i in chosen]
+    return np.stack([images.square(int(i)) for i in chosen]), told
 
 
 def _sections(
@@ -163,6 +169,7 @@ def _sections(
     main: str,
     shell: Shell,
     images: np.ndarray,
+    conditions: Sequence | None,
     settings: Settings,
     display: Display,
 ) -> list[Section]:
@@ -173,9 +180,10 @@ def _sections(
     clean = _clean(shell, images, networks[main].device)
     spectrum = _spectrum(clean)
     seen = clean[: settings.samples]
-    observed = _observe(networks, main, seen, timesteps, settings, display)
+    told = None if conditions is None else conditions[: len(seen)]
+    observed = _observe(networks, main, seen, told, timesteps, settings, display)
     what = "real images" if shell.autoencoder is None else "real images' latents, which is what the U-Net sees"
-    sampled = _sample(networks, settings, display)
+    sampled = _sample(networks, conditions, settings, display)
     sampler = f"{settings.scheduler}, {settings.steps} steps, seed {settings.seed}"
     return [
         data_section(spectrum, len(clean), what),
@@ -200,26 +208,44 @@ def _spectrum(samples: Tensor) -> Spectrum:
 
 
 def _observe(
-    networks: dict[str, DiffusionPipeline], main: str, clean: Tensor, timesteps: np.ndarray, settings: Settings, display
+    networks: dict[str, DiffusionPipeline],
+    main: str,
+    clean: Tensor,
+    conditions: Sequence | None,
+    timesteps: np.ndarray,
+    settings: Settings,
+    display: Display,
 ) -> dict[str, Observation]:
     """The teacher, if there is one, and the network itself."""
     observed = {}
     for name in dict.fromkeys(n for n in ("teacher", main) if n in networks):
-        pipeline = networks[name]
+        pipeline, shell = networks[name], shell_of(networks[name])
+        network = network_of(pipeline)
         with display.task(f"denoising with {name}", len(clean) * len(timesteps), unit="samples") as task:
             observed[name] = observe(
-                pipeline.unet,
-                shell_of(pipeline).process,
+                network,
+                shell.process,
                 clean,
                 [int(t) for t in timesteps],
                 seed=settings.seed,
+                inputs=partial(_inputs, shell.conditioning, conditions, network.device),
                 progress=task.advance,
             )
     return observed
 
 
+def _inputs(
+    conditioning: Conditioning, conditions: Sequence | None, device: torch.device, numbers: slice
+) -> dict[str, Any]:
+    """What the real samples of these numbers give a network beside themselves."""
+    if conditions is None:
+        return {}
+    request = conditioning.ask(Request(guidance=1), conditions[numbers])
+    return conditioning.sampling_inputs(range(len(conditions[numbers])), request, device).given
+
+
 def _sample(
-    networks: dict[str, DiffusionPipeline], settings: Settings, display: Display
+    networks: dict[str, DiffusionPipeline], conditions: Sequence | None, settings: Settings, display: Display
 ) -> dict[str, tuple[float, Spectrum]]:
     """MACs and the spectrum of samples of each network, all from the same noise."""
     found = {}
@@ -227,8 +253,11 @@ def _sample(
         with display.task(f"sampling {name}", settings.samples, unit="images") as task:
             progress: Callable[[int], None] = task.advance
             options: dict[str, Any] = {"steps": settings.steps, "scheduler": settings.scheduler, "seed": settings.seed}
-            samples = sample_images(pipeline, settings.samples, progress=progress, **options)
-        found[name] = (float(measure_model(pipeline.unet).macs), radial_spectrum(samples))
+            conditioning = shell_of(pipeline).conditioning
+            request = Request() if conditions is None else conditioning.ask(Request(), conditions)
+            samples = sample_images(pipeline, settings.samples, request=request, progress=progress, **options)
+        macs = measure_model(network_of(pipeline), tokens=conditioning.tokens).macs
+        found[name] = (float(macs), radial_spectrum(samples))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ def observe(
     *,
     seed: int = 0,
     batch_size: int = 64,
+    inputs: Callable[[slice], Mapping[str, Any]] = lambda numbers: {},
     progress: Callable[[int], None] = lambda count: None,
 ) -> Observation:
     """Denoise real samples at given noise levels in one step each. The noise depends on the seed alone.
@@ -53,6 +54,7 @@ def observe(
         timesteps: where to look, growing.
         seed: of the noise.
         batch_size: of the forward passes.
+        inputs: what the network is given beside the samples of these numbers.
         progress: called with the number of samples done.
     """
     device = next(unet.parameters()).device
@@ -65,11 +67,12 @@ def observe(
             noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed * 100_003 + timestep))
             total: Any = 0.0
             opened: dict[str, Any] = {}
-            for x0, epsilon in zip(samples.split(batch_size), noise.split(batch_size), strict=True):
-                x0, epsilon = x0.to(device), epsilon.to(device)
+            for first in range(0, len(samples), batch_size):
+                batch = slice(first, first + batch_size)
+                x0, epsilon = samples[batch].to(device), noise[batch].to(device)
                 t = torch.full((len(x0),), timestep, device=device)
                 x_t = process.add_noise(x0, epsilon, t)
-                output = unet(x_t, t, return_dict=False)[0]
+                output = unet(x_t, t, return_dict=False, **inputs(batch))[0]
                 restored = process.convert(output.float(), x_t, t, process.prediction, "sample")
                 total = total + ring_powers(restored.permute(0, 2, 3, 1).cpu().numpy()).sum(axis=0)
                 for name, gate in recorded.items():  # (B, 4, C)

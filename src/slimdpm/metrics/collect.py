@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from diffusers import DiffusionPipeline
 
+from slimdpm.conditioning import Request
 from slimdpm.data import Images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -23,7 +24,7 @@ from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.parallel import processes
 from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import fingerprint, shell_of
+from slimdpm.teachers import fingerprint, network_of, shell_of
 
 SHARD = 64  # images
 
@@ -57,19 +58,23 @@ class Generated:
     steps: int = 50
     scheduler: str | None = None
     seed: int = 0
+    request: Request = field(default_factory=Request)
     stored: bool = False
 
     def __post_init__(self) -> None:
         scheduler = make_scheduler(self.pipeline, self.scheduler)
-        models = [m for m in (self.pipeline.unet, shell_of(self.pipeline).autoencoder) if m is not None]
+        shell = shell_of(self.pipeline)
+        models = [network_of(self.pipeline), *shell.frozen]
+        shown = sorted(shell.conditioning.facts(self.request).items())
         sampler = (type(scheduler).__name__, sorted(scheduler.config.items(), key=str), self.steps, self.seed, SHARD)
-        self.key = _short(([fingerprint(model) for model in models], sampler))
+        self.key = _short(([fingerprint(model) for model in models], sampler, *shown))
 
     def __len__(self) -> int:
         return self.count
 
     def images(self, first: int, last: int) -> np.ndarray:
         options: dict[str, Any] = {"steps": self.steps, "scheduler": self.scheduler, "seed": self.seed}
+        options["request"] = self.request
         batches = sample_batches(self.pipeline, range(first, last), batch_size=SHARD, **options)
         return np.concatenate(list(batches))
 

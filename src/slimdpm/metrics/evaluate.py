@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 
+from slimdpm.conditioning import Request
 from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -41,6 +43,7 @@ class Settings:
         size: images' size in pixels; None is the first model's own.
         interpolation: of the reference's resize.
         replicates: of the bootstrap.
+        guidance: of class-conditional and text-to-image pipelines; None is each one's own.
         device: where to compute; None is the best there is.
         workers: processes that decode the reference.
     """
@@ -54,6 +57,7 @@ class Settings:
     size: int | None = None
     interpolation: str = "bilinear"
     replicates: int = 500
+    guidance: float | None = None
     device: str | None = None
     workers: int = 2
 
@@ -101,7 +105,7 @@ def evaluate(
         sets: list[ImageSet] = []
         for label, model in opened.items():
             if isinstance(model, DiffusionPipeline):
-                sampler = (settings.steps, settings.scheduler, settings.seed)
+                sampler = (settings.steps, settings.scheduler, settings.seed, _request(model, real_source, settings))
                 sets.append(Generated(label, model, settings.count, *sampler))
             else:
                 sets.append(Given(label, decode(model), settings.count, settings.seed))
@@ -120,6 +124,18 @@ def evaluate(
     finally:
         if lock is not None:
             lock.release()
+
+
+def _request(pipeline: DiffusionPipeline, real: Source | None, settings: Settings) -> Request:
+    """What a model's samples show: classes or captions drawn from those of the real images, if these have any."""
+    conditioning, request = shell_of(pipeline).conditioning, Request(guidance=settings.guidance)
+    if real is None or not conditioning.knows(real):
+        return request
+    conditions = conditioning.read(real)[1]
+    if conditions is None:
+        return request
+    drawn = np.random.default_rng(settings.seed).integers(len(conditions), size=settings.count)
+    return conditioning.ask(request, [conditions[i] for i in drawn])
 
 
 def _write(result: Evaluation, folder: Path) -> None:
@@ -189,7 +205,7 @@ def _labels(models: Sequence[str]) -> list[str]:
 
 def _is_data(name: str) -> bool:
     path = Path(name).expanduser()
-    if path.suffix in (".npz", ".npy") or name.startswith(("hf:", "demo:")):
+    if path.suffix in (".npz", ".npy", ".tar") or name.startswith(("hf:", "demo:")):
         return name != "demo:teacher"
     return path.is_dir() and not any((path / part / "model_index.json").exists() for part in (".", "student"))
 

@@ -1,0 +1,182 @@
+"""What the three cases of conditioning share, and the case of none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from slimdpm.errors import SlimdpmError
+
+Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
+
+
+@dataclass(frozen=True)
+class Request:
+    """What samples shall show. Image i takes the i-th entry, and they start again when they are used up.
+
+    Attributes:
+        classes: by number or name; without any, all classes in turn.
+        prompts: texts.
+        negative_prompt: takes the place of the null condition.
+        guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
+    """
+
+    classes: Sequence[int | str] = ()
+    prompts: Sequence[str] = ()
+    negative_prompt: str | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a batch of samples gives the network, and how predictions with and without it are combined.
+
+    Attributes:
+        given: the network's further inputs.
+        null: the same for the null condition; None predicts without guidance.
+        scale: 1 is no guidance.
+    """
+
+    given: Inputs
+    null: Inputs | None = None
+    scale: float = 1.0
+
+    def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
+        """The guided prediction, ``null + scale (given − null)``, ``(B, C, H, W)``."""
+        if self.null is None:
+            return network(sample, t, return_dict=False, **self.given)[0]
+        both = map_inputs(lambda null, given: torch.cat([null, given]), self.null, self.given)
+        output = network(torch.cat([sample, sample]), t, return_dict=False, **both)[0]  # (2B, C, H, W)
+        without, wanted = output.chunk(2)
+        return without + self.scale * (wanted - without)
+
+
+class Conditioning(Protocol):
+    """One of the three cases.
+
+    Attributes:
+        pipeline: the pipeline class that such a network needs whatever the teacher's is; None is the teacher's.
+        tokens: length of the sequence that cross-attention sees.
+        modules: frozen networks that encode conditions.
+    """
+
+    @property
+    def pipeline(self) -> str | None: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def modules(self) -> list[nn.Module]: ...
+
+    def parts(self) -> dict[str, Any]:
+        """What the pipeline is made with beside network, scheduler and autoencoder."""
+
+    def sized(self, size: int) -> Conditioning:
+        """For images of this size in pixels."""
+
+    def describe(self, drop: float) -> str | None:
+        """One line for the start of a run."""
+
+    def knows(self, source: Any) -> bool:
+        """Whether a source says anything of its images' conditions."""
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        """The condition of each image of a source, and the conditioning with what the source told about it.
+
+        Raises:
+            SlimdpmError: for a condition that is missing or that the network cannot take.
+        """
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        """The request with these conditions for its images."""
+
+    def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
+        """Prompts for samples, from the data's conditions; none if samples do without."""
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        """What a batch gives the network.
+
+        Args:
+            batch: with ``"conditions"``, a tensor or a list of B.
+            dropped: bool ``(B,)`` on the network's device: which ones the null condition replaces; None is none.
+        """
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        """What the images of these numbers give the network.
+
+        Raises:
+            SlimdpmError: if the request asks for what this network cannot be given.
+        """
+
+    def card(self) -> dict[str, str]:
+        """For the page that goes with a saved pipeline: its tag, and how the pipeline is imported and called."""
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        """What of the request decides the samples, for the file that says what they were made with."""
+
+
+class Unconditional:
+    """Nothing: images are drawn from one distribution."""
+
+    pipeline: str | None = None
+    tokens = 77  # of no account, but for a cross-attention network's cost
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return []
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def sized(self, size: int) -> Conditioning:
+        return self
+
+    def describe(self, drop: float) -> str | None:
+        return None
+
+    def knows(self, source: Any) -> bool:
+        return True
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        return self, None
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        return request
+
+    def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
+        return []
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        return {}
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        asked = {
+            "class": bool(request.classes),
+            "prompt": bool(request.prompts),
+            "negative prompt": request.negative_prompt is not None,
+            "guidance": request.guidance is not None,
+        }
+        if any(asked.values()):
+            first = next(name for name, wanted in asked.items() if wanted)
+            raise SlimdpmError(f"the pipeline is unconditional: it takes no {first}")
+        return Guidance({})
+
+    def card(self) -> dict[str, str]:
+        plain = {"module": "diffusers", "name": "DiffusionPipeline"}
+        return {"tag": "unconditional-image-generation", **plain, "call": ""}
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        return {}
+
+
+def map_inputs(function: Callable[[Tensor, Tensor], Tensor], first: Inputs, second: Inputs) -> Inputs:
+    """The same inputs of two batches, put together tensor by tensor."""
+    return {
+        key: map_inputs(function, value, second[key]) if isinstance(value, dict) else function(value, second[key])
+        for key, value in first.items()
+    }

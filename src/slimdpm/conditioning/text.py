@@ -1,0 +1,142 @@
+"""Text-to-image networks: Stable Diffusion v1, v2 and XL."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimdpm.annotations import captions_of
+from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Request, map_inputs
+from slimdpm.errors import SlimdpmError
+
+_ENCODERS = ("text_encoder", "text_encoder_2")
+_EXAMPLES = 8  # captions of the data that a run's samples show
+MISSING_CAPTIONS = (
+    "the network takes captions and the data has none: put a metadata.jsonl or metadata.csv with file_name and text "
+    "beside the images, or name the column that has them as data.text_column"
+)
+
+
+class Text:
+    """Captions, encoded by the pipeline's own `encode_prompt`: whatever its text encoders are, they are used its way.
+
+    The null condition is the pipeline's too: the empty prompt, or zeros where it says so (XL).
+
+    Args:
+        pipeline: a text-to-image pipeline of diffusers. Its U-Net is not kept.
+        size: of the images in pixels, which XL is told.
+    """
+
+    pipeline: str | None = None
+
+    def __init__(self, pipeline: Any, size: int):
+        given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
+        self.encoder = type(pipeline)(**{**pipeline.components, **given, "unet": None})
+        self.size = size
+        self.tokens = pipeline.tokenizer.model_max_length
+        self.zeros = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
+        self.scale = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        found = [getattr(self.encoder, name, None) for name in _ENCODERS]
+        return [module for module in found if module is not None]
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def sized(self, size: int) -> Conditioning:
+        return type(self)(self.encoder, size)
+
+    def describe(self, drop: float) -> str | None:
+        names = ", ".join(type(module).__name__ for module in self.modules)
+        return f"conditioning: text of {self.tokens} tokens by {names}; {drop:.0%} of the captions are dropped"
+
+    def knows(self, source: Any) -> bool:
+        return captions_of(source) is not None
+
+    def read(self, source: Any) -> tuple[Conditioning, Sequence | None]:
+        captions = captions_of(source)
+        if captions is None:
+            raise SlimdpmError(MISSING_CAPTIONS)
+        return self, captions
+
+    def ask(self, request: Request, conditions: Iterable) -> Request:
+        return replace(request, prompts=tuple(conditions))
+
+    def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
+        different = list(dict.fromkeys(conditions or ()))
+        chosen = np.random.default_rng(seed).permutation(len(different))[:_EXAMPLES]
+        return [different[i] for i in chosen]
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        captions = batch["conditions"]
+        given = self._encoded(captions)
+        if dropped is None:
+            return given
+        null = self._null(None, len(captions))
+        return map_inputs(lambda a, b: torch.where(dropped.reshape(-1, *[1] * (a.ndim - 1)), a, b), null, given)
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        facts = self.facts(request)
+        prompts = [facts["prompts"][i % len(facts["prompts"])] for i in indices]
+        if facts["guidance"] == 1:
+            return Guidance(self._encoded(prompts))
+        return Guidance(self._encoded(prompts), self._null(request.negative_prompt, len(prompts)), facts["guidance"])
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        if request.classes:
+            raise SlimdpmError("the pipeline is text-to-image: it takes a prompt, no class")
+        if not request.prompts:
+            raise SlimdpmError("the pipeline is text-to-image: give a prompt, or data with captions")
+        scale = self.scale if request.guidance is None else request.guidance
+        return {"prompts": list(request.prompts), "negative_prompt": request.negative_prompt, "guidance": scale}
+
+    def card(self) -> dict[str, str]:
+        call = '"a prompt", '
+        return {"tag": "text-to-image", "module": "diffusers", "name": "DiffusionPipeline", "call": call}
+
+    def _null(self, negative_prompt: str | None, count: int) -> Inputs:
+        """What takes the place of `count` prompts: a negative prompt, or the null condition."""
+        null = self._encoded([negative_prompt or ""] * count)
+        if negative_prompt is None and self.zeros:  # the size, which XL is told too, stays
+            null["encoder_hidden_states"] = torch.zeros_like(null["encoder_hidden_states"])
+            added = null["added_cond_kwargs"]
+            null["added_cond_kwargs"] = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
+        return null
+
+    @torch.no_grad()
+    def _encoded(self, texts: Sequence[str]) -> Inputs:
+        """Texts as the U-Net is given them; each different one is encoded once."""
+        different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        device = next(self.modules[0].parameters()).device
+        with _quiet(self.encoder):
+            encoded = self.encoder.encode_prompt(
+                prompt=list(different), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+        rows = torch.tensor([different[text] for text in texts], device=device)
+        inputs: Inputs = {"encoder_hidden_states": encoded[0][rows]}  # (B, tokens, D)
+        if len(encoded) == 4:  # XL: the pooled text, and six numbers: original size, corner of the crop, size
+            ids = encoded[2].new_tensor([[self.size, self.size, 0, 0, self.size, self.size]])
+            inputs["added_cond_kwargs"] = {"text_embeds": encoded[2][rows], "time_ids": ids.expand(len(texts), -1)}
+        return inputs
+
+
+@contextmanager
+def _quiet(pipeline: Any) -> Iterator[None]:
+    """Captions that are too long are cut as the pipeline cuts them, without a warning at each step."""
+    logger = logging.getLogger(type(pipeline).encode_prompt.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,138 @@
+"""Pipelines from folders and the hub: their files are data, every weight is there, and no code of theirs is run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+from diffusers.utils import is_transformers_available
+from torch import nn
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
+from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+
+TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+PIPELINES = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "LDMPipeline",
+    "DiTPipeline",
+    "ClassConditionalLDMPipeline",
+    *TEXT_TO_IMAGE,
+)
+AUTOENCODERS = ("VQModel", "AutoencoderKL")
+ASSETS = Path(__file__).parent / "assets"
+_OURS: dict[str, Any] = {
+    c.__name__: c
+    for c in (SpectralUNet2DModel, SpectralUNet2DConditionModel, ClassEmbedder, ClassConditionalLDMPipeline)
+}
+_OPTIONAL = ("vqvae", "class_embedder")  # parts that a pipeline may do without
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+# The first DiTs name a class that diffusers has since split: it still loads them through it.
+_TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")
+_NETWORKS = ("UNet2DModel", "UNet2DConditionModel", *_TRANSFORMERS, *AUTOENCODERS)
+
+
+def pipeline_class(name: str) -> type[DiffusionPipeline]:
+    """One of `PIPELINES`."""
+    return _OURS.get(name) or getattr(diffusers, name)
+
+
+def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
+    """A saved pipeline, teacher's or student's, from a folder, a run folder or a hub id.
+
+    Like `DiffusionPipeline.from_pretrained`, but it also takes a hub id whose U-Net is one of ours, and weights that
+    are missing are an error. Only safetensors are read, and no code that comes with the files is run.
+
+    Args:
+        source: where it is.
+        kwargs: passed on to ``from_pretrained``, for example ``torch_dtype``.
+
+    Raises:
+        SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
+    """
+    folder = locate(source)
+    index = read_json(folder / "model_index.json")
+    class_name = index.get("_class_name")
+    if class_name not in PIPELINES:
+        raise SlimdpmError(f"{source} is a {class_name}; supported are {', '.join(PIPELINES)}")
+    if class_name in TEXT_TO_IMAGE and not is_transformers_available():
+        raise SlimdpmError(f"a {class_name} needs the package transformers: pip install slimdpm[text]")
+    models: dict[str, nn.Module] = {}
+    for part, value in index.items():
+        library, name = value if isinstance(value, list) else (None, None)
+        if library == "diffusers" and name in _NETWORKS:
+            models[part] = load_model(getattr(diffusers, name), folder / part, kwargs)
+        elif library in ("slimdpm.unet", "slimdpm.pipelines") and name in _OURS:
+            models[part] = load_model(_OURS[name], folder / part, kwargs)
+        elif library == "transformers" and name in _TEXT_ENCODERS:
+            models[part] = load_model(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
+        elif part in _OPTIONAL and name is None:
+            continue
+        elif part in ("unet", "transformer", *_OPTIONAL):
+            raise SlimdpmError(f"the {part} of {source} is a {name} of {library}, which is not supported")
+    if not models.keys() & {"unet", "transformer"}:
+        raise SlimdpmError(f"{source} has no U-Net")
+    try:
+        return pipeline_class(class_name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **models, **kwargs
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise SlimdpmError(f"{source} cannot be loaded: {_first_line(error)}") from None
+
+
+def locate(source: str | Path, holds: str = "model_index.json") -> Path:
+    """The local folder of a path or a hub id."""
+    if str(source) == "demo:teacher":
+        return ASSETS / "demo-teacher"
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise SlimdpmError(f"{path} is a file: give a diffusers folder (with a {holds}) or a hub id")
+    if path.is_dir():
+        for folder in (path, path / "student"):
+            if (folder / holds).is_file():
+                return folder
+        raise SlimdpmError(f"{path} is no diffusers folder: it has no {holds}")
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise SlimdpmError(f"{source} does not exist")
+    try:
+        return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
+    except Exception as error:  # the hub's client raises many kinds; each means that it is not to be had
+        raise SlimdpmError(f"{source} is no folder here, and the hub has not given it: {_first_line(error)}") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SlimdpmError(f"{file} cannot be read: {_first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise SlimdpmError(f"{file} holds no keys and values")
+    return value
+
+
+def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
+    """A model with all of its weights: diffusers itself only warns when some are missing."""
+    dtype = {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
+    try:
+        model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **dtype)
+    except Exception as error:  # a damaged file fails in the reader, the parser or the constructor
+        raise SlimdpmError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+    missing = [*info["missing_keys"], *info["unexpected_keys"]]
+    if missing:
+        raise SlimdpmError(
+            f"the weights in {folder} do not belong to its config: {len(missing)} are missing or left over, "
+            f"for example {missing[0]}"
+        )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
