@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
@@ -36,6 +37,7 @@ class Job:
         shell: the student's pipeline without its U-Net.
         plan: the student's config and cost, and what it is measured against.
         teacher: None for training without distillation.
+        origin: the U-Net from whose weights the student starts; None for a random start.
         pairs: feature pairs for distillation.
         source: the images.
     """
@@ -44,6 +46,7 @@ class Job:
     shell: Shell
     plan: Plan
     teacher: Teacher | None
+    origin: nn.Module | None
     pairs: list[FeaturePair]
     source: Source
 
@@ -55,6 +58,8 @@ class Job:
         if self.teacher is not None or plan.cost != plan.teacher_cost:
             name = self.teacher.name if self.teacher else recipe.teacher or recipe.student.base
             lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
+        if self.origin is not None:
+            lines.append("first weights: the teacher's most important channels")
         if self.teacher is not None:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
             lines.append(f"feature pairs: {compared}")
@@ -77,6 +82,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     source = open_source(recipe.data if data is None else data)
     if recipe.task == "slim" and teacher is None and recipe.teacher is None:
         raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
+    if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
+        raise SlimdpmError(
+            "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
+        )
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
@@ -100,7 +109,8 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     plan = _plan(recipe, base)
     distilled = loaded if recipe.task == "slim" else None
     pairs = _pairs(recipe, plan, base) if distilled else []
-    return Job(recipe, shell, plan, distilled, pairs, source)
+    origin = loaded.unet if loaded and recipe.student.init == "teacher" else None
+    return Job(recipe, shell, plan, distilled, origin, pairs, source)
 
 
 def run_job(job: Job, folder: str | Path, display: Display | None = None, *, report: bool = True) -> DiffusionPipeline:
@@ -152,6 +162,7 @@ def _train(
         run,
         accelerator,
         teacher=job.teacher,
+        origin=job.origin,
         pairs=job.pairs,
         display=display,
     )
