@@ -6,7 +6,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -33,6 +33,12 @@ Ratio = Annotated[
 Width = Annotated[int | None, typer.Option(help="Base channels, instead of a ratio.")]
 MaxMacs = Annotated[str | None, typer.Option(help="conv+linear MACs at most, for example 500M.")]
 MaxParams = Annotated[str | None, typer.Option(help="Parameters at most, for example 20M.")]
+Init = Annotated[
+    Literal["random", "teacher"] | None,
+    typer.Option(
+        help="First weights: random, or the teacher's most important channels, a head start.  [default: random]"
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Size = Annotated[
     int | None, typer.Option(help="Images are cut to squares of this many pixels.  [default: the network's]")
@@ -49,6 +55,7 @@ def slim(
     width: Width = None,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
+    init: Init = None,
     steps: Steps = None,
     size: Size = None,
     recipe: RecipeFile = None,
@@ -62,7 +69,7 @@ def slim(
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
     """
-    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
     values = {"task": "slim", "teacher": teacher, "student": student}
     _start(values, data, output, steps, size, recipe, set_, dry_run)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from slimdpm.conditioning import new_class_labels
 from slimdpm.data import Decoder, Images, prepare_images
@@ -38,6 +39,7 @@ class Job:
         shell: the student's pipeline without its U-Net.
         plan: the student's config and cost, and what it is measured against.
         teacher: None for training without distillation.
+        origin: the U-Net from whose weights the student starts; None for a random start.
         pairs: feature pairs for distillation.
         source: the images.
         conditions: what is known of each of them, if the network is told.
@@ -47,6 +49,7 @@ class Job:
     shell: Shell
     plan: Plan
     teacher: Teacher | None
+    origin: nn.Module | None
     pairs: list[FeaturePair]
     source: Source
     conditions: Sequence | None = None
@@ -59,6 +62,8 @@ class Job:
         if self.teacher is not None or plan.cost != plan.teacher_cost:
             name = self.teacher.name if self.teacher else recipe.teacher or recipe.student.base
             lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
+        if self.origin is not None:
+            lines.append("first weights: the teacher's most important channels")
         if self.teacher is not None:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
             why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
@@ -84,6 +89,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     source = open_source(recipe.data if data is None else data)
     if recipe.task == "slim" and teacher is None and recipe.teacher is None:
         raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
+    if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
+        raise SlimdpmError(
+            "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
+        )
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
@@ -104,7 +113,12 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     plan = _plan(recipe, base, shell.conditioning.tokens, reference)
     distilled = loaded if recipe.task == "slim" else None
     pairs = _pairs(recipe, plan, distilled) if distilled else []
-    return Job(recipe, shell, plan, distilled, pairs, source, conditions)
+    origin = None
+    if loaded is not None and recipe.student.init == "teacher":
+        if not loaded.has_scales:
+            raise SlimdpmError("student.init: a U-Net cannot start from a transformer's weights; set it to random")
+        origin = loaded.unet
+    return Job(recipe, shell, plan, distilled, origin, pairs, source, conditions)
 
 
 def run_job(job: Job, folder: str | Path, display: Display | None = None, *, report: bool = True) -> DiffusionPipeline:
@@ -136,36 +150,41 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
         for line in job.describe():
             display.say(line)
         try:
-            images = _prepare(job, run, accelerator, display)
+            trainer = new_trainer(job, run, accelerator, display)
         except SlimdpmError:
             run.discard_if_new()
             raise
-        return _train(job, run, images, accelerator, display, report)
+        return _train(job, trainer, display, report)
     finally:
         run.close()
 
 
-def _train(
-    job: Job, run: RunFolder, images: Images, accelerator: Accelerator, display: Display, report: bool
-) -> DiffusionPipeline:
-    trainer = Trainer(
+def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:
+    """A job's images made ready, and what trains on them in the run's open folder."""
+    display = display or Display()
+    return Trainer(
         job.recipe,
         job.plan.config,
         job.shell,
-        images,
+        _prepare(job, run, accelerator, display),
         run,
         accelerator,
         teacher=job.teacher,
+        origin=job.origin,
         pairs=job.pairs,
         display=display,
     )
+
+
+def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> DiffusionPipeline:
+    run, accelerator = trainer.run, trainer.accelerator
     results = Results(job.recipe, run, job.plan.config, job.shell, job.teacher, accelerator.device, display)
     with tracking(accelerator, job.recipe):
         weights = trainer.train(on_checkpoint=results.save_student, on_sample=results.save_grid)
     if report and accelerator.is_main_process:
         from slimdpm.report import write_run_report  # here: matplotlib is slow to import and only this needs it
 
-        write_run_report(job.recipe, run, job.plan, results, weights, images)
+        write_run_report(job.recipe, run, job.plan, results, weights, trainer.images)
         display.say(f"student: {run.student}")
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()

@@ -30,6 +30,7 @@ from slimdpm.display import Display, loss_line
 from slimdpm.distill import Distiller, LossSettings, TappedStudent
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair
+from slimdpm.inherit import inherited_weights
 from slimdpm.profile import build
 from slimdpm.recipe import Recipe
 from slimdpm.run import RunFolder
@@ -61,6 +62,7 @@ class Trainer:
         run: the run's folder, open.
         accelerator: from `slimdpm.parallel.make_accelerator`.
         teacher: to be distilled, or None.
+        origin: a U-Net from whose weights the student starts, see `slimdpm.inherit`; None for a random start.
         pairs: the feature pairs of teacher and student.
         display: where progress is shown.
     """
@@ -75,6 +77,7 @@ class Trainer:
         accelerator: Accelerator,
         *,
         teacher: Teacher | None = None,
+        origin: nn.Module | None = None,
         pairs: list[FeaturePair] | None = None,
         display: Display | None = None,
     ):
@@ -82,7 +85,7 @@ class Trainer:
         self.images, self.run, self.accelerator = images, run, accelerator
         self.display = display or Display()
         self.micro_batch, self.accumulation = split_batch(recipe, accelerator.num_processes)
-        self.state = self._new_state(pairs or [])
+        self.state = self._new_state(origin, pairs or [])
         self.distiller = self._new_distiller(teacher, pairs or [])
         self.wrapped = accelerator.prepare_model(self.state.student)
         self.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
@@ -90,12 +93,14 @@ class Trainer:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
         self._mark = time.monotonic()
 
-    def _new_state(self, pairs: list[FeaturePair]) -> Trainable:
+    def _new_state(self, origin: nn.Module | None, pairs: list[FeaturePair]) -> Trainable:
         s = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             unet = build(self.config)
             student = TappedStudent(unet, pairs)
+        if origin is not None:
+            unet.load_state_dict(inherited_weights(origin, unet), strict=False)
         _freeze(unet, s.freeze)
         if s.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

@@ -13,9 +13,8 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from slimdpm.data import Decoder, prepare_images
 from slimdpm.display import Display
-from slimdpm.job import Job
+from slimdpm.job import Job, new_trainer
 from slimdpm.parallel import make_accelerator
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
@@ -82,11 +81,8 @@ def _trainer(
     run = RunFolder(folder)
     run.open(job.recipe)
     stack.callback(run.close)
-    data = job.recipe.data
-    decoder = Decoder(job.shell.image_size, job.shell.image_channels, data.crop, data.interpolation)
-    images = prepare_images(job.source, decoder)
     teacher = replace(job.teacher, unet=shared) if job.teacher is not None else None
-    return Trainer(job.recipe, job.plan.config, job.shell, images, run, accelerator, teacher=teacher, pairs=job.pairs)
+    return new_trainer(replace(job, teacher=teacher), run, accelerator)
 
 
 def _advance(trainers: Sequence[Trainer], received: Sequence[int], display: Display) -> None:
