@@ -17,10 +17,17 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 NETWORKS: dict[str, Any] = {
-    cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel, SpectralUNet2DModel, SpectralUNet2DConditionModel)
+    cls.__name__: cls
+    for cls in (
+        UNet2DModel,
+        UNet2DConditionModel,
+        SpectralUNet2DModel,
+        SpectralUNet2DConditionModel,
+        FixedHeadsUNet2DModel,
+    )
 }
 _CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
 

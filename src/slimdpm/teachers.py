@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from slimdpm.conditioning import Unconditional
 from slimdpm.errors import SlimdpmError
 from slimdpm.process import Process
-from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 PIPELINES: dict[str, type[DiffusionPipeline]] = {c.__name__: c for c in (DDPMPipeline, DDIMPipeline, LDMPipeline)}
 AUTOENCODERS: dict[str, type[nn.Module]] = {c.__name__: c for c in (VQModel, AutoencoderKL)}
 ASSETS = Path(__file__).parent / "assets"
-_OURS = {c.__name__: c for c in (SpectralUNet2DModel, SpectralUNet2DConditionModel)}
+_OURS = {c.__name__: c for c in (SpectralUNet2DModel, SpectralUNet2DConditionModel, FixedHeadsUNet2DModel)}
 
 
 @dataclass(frozen=True)

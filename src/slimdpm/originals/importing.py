@@ -1,0 +1,167 @@
+"""From an original checkpoint and its YAML to a folder of diffusers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, LDMPipeline
+from torch import nn
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import atomic_folder, save_tensors
+from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
+from slimdpm.originals.reading import read_tensors
+from slimdpm.originals.settings import LatentDiffusionParams, read_settings
+from slimdpm.originals.unet import unet_config, unet_sources
+from slimdpm.originals.weights import Weights, ema_name
+from slimdpm.profile import build
+
+UNET = "model.diffusion_model."
+# Beginnings of names that are known and of no use here.
+IGNORED = {
+    # The noise schedule as buffers: the scheduler computes it anew from the YAML.
+    "betas": "schedule",
+    "alphas_cumprod": "schedule",
+    "sqrt_": "schedule",
+    "log_one_minus_alphas_cumprod": "schedule",
+    "posterior_": "schedule",
+    "lvlb_weights": "schedule",
+    "logvar": "schedule",  # a constant unless learn_logvar, which is refused
+    "cond_ids": "schedule",
+    # How the running averages were made.
+    "model_ema.decay": "averaging",
+    "model_ema.num_updates": "averaging",
+    # What the autoencoder was trained against: discriminator, LPIPS.
+    "first_stage_model.loss.": "training",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a checkpoint holds, as modules of diffusers with float32 weights on the CPU.
+
+    Attributes:
+        unet: a `UNet2DModel`, or ours with a fixed number of heads; a `UNet2DConditionModel` if there are classes.
+        autoencoder: a `VQModel` or `AutoencoderKL`; its config has the scaling factor of the latents.
+        scheduler: DDIM, as the original samples.
+        class_embedder: labels ``(B,)`` to ``(B, embed_dim)``, the one token that the U-Net attends to; or None.
+        ema: whether the U-Net's weights are the running averages.
+    """
+
+    unet: Any
+    autoencoder: Any
+    scheduler: DDIMScheduler
+    class_embedder: nn.Embedding | None
+    ema: bool
+
+
+def import_checkpoint(checkpoint: Path, config: Path, output: Path, *, ema: bool = True) -> Parts:
+    """Write an original latent-diffusion checkpoint as a folder that `slimdpm.load_pipeline` and diffusers read.
+
+    Args:
+        checkpoint: ``.ckpt`` or ``.safetensors``.
+        config: the YAML that belongs to it.
+        output: the folder, which does not exist yet.
+        ema: take the running averages of the U-Net's weights if there are any.
+
+    Raises:
+        SlimdpmError: as `convert_checkpoint`, or if `output` exists. Nothing is half-written.
+    """
+    if output.exists():
+        raise SlimdpmError(f"{output} exists already: give another folder or remove it")
+    parts = convert_checkpoint(checkpoint, config, ema=ema)
+    with atomic_folder(output) as folder:
+        if parts.class_embedder is None:
+            pipeline = LDMPipeline(parts.autoencoder, parts.unet, parts.scheduler)
+            pipeline.save_pretrained(folder, safe_serialization=True)
+        else:
+            save_class_conditional(parts, folder)
+    return parts
+
+
+def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> Parts:
+    """The parts of an original checkpoint as modules.
+
+    Raises:
+        SlimdpmError: for a file that is missing, damaged or wants to run code; a YAML that is no data or describes
+            something else; weights that do not belong to it, which are listed.
+    """
+    settings = read_settings(config)
+    weights = Weights(read_tensors(checkpoint))
+    ema = ema and ema_name(f"{UNET}out.2.weight") in weights.tensors
+    unet = _unet(settings, weights, ema)
+    autoencoder = _autoencoder(settings, weights)
+    class_embedder = _class_embedder(settings, weights)
+    weights.check(IGNORED if ema else [*IGNORED, "model_ema."])
+    return Parts(unet, autoencoder, _scheduler(settings), class_embedder, ema)
+
+
+def save_class_conditional(parts: Parts, folder: Path) -> None:
+    """The parts of a class-conditional model, each in its own folder.
+
+    The place to assemble a pipeline: diffusers has none of this kind, so until there is one here the folder has no
+    ``model_index.json``.
+    """
+    assert parts.class_embedder is not None
+    parts.unet.save_pretrained(folder / "unet", safe_serialization=True)
+    parts.autoencoder.save_pretrained(folder / "vqvae", safe_serialization=True)
+    parts.scheduler.save_pretrained(folder / "scheduler")
+    embedding = parts.class_embedder
+    config = {"num_classes": embedding.num_embeddings, "embed_dim": embedding.embedding_dim}
+    save_tensors(
+        folder / "class_embedder" / "diffusion_pytorch_model.safetensors", {"embedding.weight": embedding.weight}
+    )
+    (folder / "class_embedder" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _unet(settings: LatentDiffusionParams, weights: Weights, ema: bool) -> Any:
+    params = settings.unet_config.params
+    with torch.device("meta"):
+        unet = build(unet_config(params))
+    weights.fill(unet, unet_sources(params), UNET, ema=ema)
+    return unet.eval()
+
+
+def _autoencoder(settings: LatentDiffusionParams, weights: Weights) -> Any:
+    stage = settings.first_stage_config
+    scale = settings.scale_factor
+    if settings.scale_by_std:  # measured on the first batch of training, so it lies among the weights
+        measured = weights.take("scale_factor")
+        scale = scale if measured is None else float(measured)
+    config = autoencoder_config(stage, scale)
+    with torch.device("meta"):
+        autoencoder = getattr(diffusers, config["_class_name"]).from_config(config)
+    weights.fill(autoencoder, autoencoder_sources(stage.params.ddconfig), "first_stage_model.")
+    return autoencoder.eval()
+
+
+def _class_embedder(settings: LatentDiffusionParams, weights: Weights) -> nn.Embedding | None:
+    params = settings.class_embedder
+    if params is None:
+        return None
+    with torch.device("meta"):
+        embedder = nn.Embedding(params.n_classes, params.embed_dim)
+    weights.fill(embedder, {"": "embedding"}, "cond_stage_model.")
+    return embedder
+
+
+def _scheduler(settings: LatentDiffusionParams) -> DDIMScheduler:
+    """As the original's DDIM sampler: it starts at timestep 1 and ends at the first ``ᾱ`` instead of at 1.
+
+    Its "linear" schedule is linear in ``√β``, which diffusers calls "scaled_linear".
+    """
+    return DDIMScheduler(
+        num_train_timesteps=settings.timesteps,
+        beta_start=settings.linear_start,
+        beta_end=settings.linear_end,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
