@@ -10,13 +10,15 @@ import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
 
 from slimdpm import load_pipeline
+from slimdpm.job import plan_job, run_job
 from slimdpm.originals import convert_checkpoint, import_checkpoint
 from slimdpm.originals.settings import read_settings
 from slimdpm.originals.unet import unet_config
 from slimdpm.presets import PRESETS
 from slimdpm.profile import measure
+from slimdpm.recipe import load_recipe
 from slimdpm.sampling import sample_images
-from slimdpm.unet import FixedHeadsUNet2DModel
+from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DModel
 
 YAMLS = Path(__file__).parent / "originals"
 NAMES = ["ffhq", "celebahq", "lsun_beds", "lsun_churches", "cin256-v2"]
@@ -31,6 +33,7 @@ def reduced(name):
         params["unet_config"]["params"]["num_head_channels"] = 8
     stage = params["first_stage_config"]["params"]
     stage["ddconfig"]["ch"] = 32
+    params["unet_config"]["params"]["image_size"] = 16  # of the latents
     if "n_embed" in stage:
         stage["n_embed"] = 50
     return values
@@ -101,7 +104,8 @@ def test_an_unconditional_checkpoint_becomes_a_pipeline(name, tmp_path):
     assert type(pipeline.vqvae) is (AutoencoderKL if church else VQModel)
     assert pipeline.vqvae.config.scaling_factor == pytest.approx(0.9 if church else 1.0)
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "out").unet) is type(pipeline.unet)
-    assert sample_images(pipeline, 1, steps=2).shape == (1, 256, 256, 3)
+    pixels = pipeline.unet.config.sample_size * (8 if church else 4)
+    assert sample_images(pipeline, 1, steps=2).shape == (1, pixels, pixels, 3)
 
 
 def test_without_averages_the_weights_themselves_are_taken(tmp_path):
@@ -122,3 +126,47 @@ def test_the_networks_of_the_published_checkpoints(name, published):
     with torch.device("meta"):
         theirs = reference.UNetModel(params.model_dump(exclude_unset=True))
     assert sum(p.numel() for p in theirs.parameters()) == cost.params
+
+
+@torch.no_grad()
+def test_the_variants_that_the_five_do_not_use(tmp_path):
+    """The newer order of queries, keys, values; attention inside the autoencoder; heads of one size with context."""
+    values = reduced("cin256-v2")
+    params = values["model"]["params"]
+    del params["unet_config"]["params"]["num_heads"]
+    params["unet_config"]["params"] |= {"num_head_channels": 8, "transformer_depth": 2, "channel_mult": [1, 2]}
+    params["first_stage_config"]["params"]["ddconfig"]["attn_resolutions"] = [64]
+    model, *files = original(values, tmp_path)
+    parts = convert_checkpoint(*files)
+    x, t, context = torch.randn(1, 3, 16, 16), torch.tensor([5]), torch.randn(1, 1, 512)
+    close(parts.unet(x, t, context).sample, model.model.diffusion_model(x, t, context))
+    close(parts.autoencoder.encode(x).latents, model.first_stage_model.encode(x))
+    close(parts.autoencoder.decode(x).sample, model.first_stage_model.decode(x))
+
+    values = reduced("ffhq")
+    values["model"]["params"]["unet_config"]["params"] |= {"use_new_attention_order": True, "channel_mult": [1, 2]}
+    model, *files = original(values, tmp_path)
+    close(convert_checkpoint(*files).unet(x, t).sample, averaged(model)(x, t))
+
+
+def test_the_scheduler_is_the_originals(tmp_path):
+    """Its noise levels, and the timesteps and the last step of its DDIM sampler."""
+    values = reduced("lsun_churches")
+    model, *files = original(values, tmp_path)
+    scheduler = convert_checkpoint(*files).scheduler
+    torch.testing.assert_close(scheduler.alphas_cumprod, model.alphas_cumprod, atol=1e-6, rtol=1e-5)
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == [t + 1 for t in range(0, 1000, 20)][::-1]
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0] and not scheduler.config.clip_sample
+
+
+def test_a_teacher_with_a_fixed_number_of_heads_is_slimmed(tmp_path, image_folder):
+    _, checkpoint, config = original(reduced("lsun_churches"), tmp_path)
+    import_checkpoint(checkpoint, config, tmp_path / "teacher")
+    values = {"teacher": str(tmp_path / "teacher"), "data": {"path": str(image_folder)}}
+    settings = ["train.steps=1", "train.batch_size=1", "train.trackers=[]", "samples.count=1", "samples.steps=1"]
+    job = plan_job(load_recipe(None, ["student.width=32", *settings], values=values))
+    run_job(job, tmp_path / "run")
+    student = load_pipeline(tmp_path / "run").unet
+    assert type(student) is SpectralUNet2DModel and student.config.attention_head_dim == 4
+    assert "num_attention_heads" not in student.config

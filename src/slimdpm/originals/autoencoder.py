@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimdpm.originals.settings import AutoencoderParams, FirstStageConfig
+from slimdpm.originals.settings import GROUPS, AutoencoderParams, FirstStageConfig
 from slimdpm.originals.weights import Sources
 
 
@@ -24,7 +24,7 @@ def autoencoder_config(stage: FirstStageConfig, scaling_factor: float) -> dict[s
         "block_out_channels": [p.ch * mult for mult in p.ch_mult],
         "layers_per_block": p.num_res_blocks,
         "latent_channels": p.z_channels,
-        "norm_num_groups": 32,
+        "norm_num_groups": GROUPS,
         "scaling_factor": scaling_factor,
         "down_block_types": [f"{_attn(p, level)}DownEncoderBlock2D" for level in levels],
         "up_block_types": [f"{_attn(p, level)}UpDecoderBlock2D" for level in reversed(levels)],

@@ -18,27 +18,28 @@ from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_source
 from slimdpm.originals.reading import read_tensors
 from slimdpm.originals.settings import LatentDiffusionParams, read_settings
 from slimdpm.originals.unet import unet_config, unet_sources
-from slimdpm.originals.weights import Weights, ema_name
+from slimdpm.originals.weights import Weights
 from slimdpm.profile import build
 
 UNET = "model.diffusion_model."
+AVERAGES = "model_ema."
 # Beginnings of names that are known and of no use here.
-IGNORED = {
+IGNORED = (
     # The noise schedule as buffers: the scheduler computes it anew from the YAML.
-    "betas": "schedule",
-    "alphas_cumprod": "schedule",
-    "sqrt_": "schedule",
-    "log_one_minus_alphas_cumprod": "schedule",
-    "posterior_": "schedule",
-    "lvlb_weights": "schedule",
-    "logvar": "schedule",  # a constant unless learn_logvar, which is refused
-    "cond_ids": "schedule",
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_alphas_cumprod",
+    "posterior_",
+    "lvlb_weights",
+    "cond_ids",
+    "logvar",  # a constant, unless learn_logvar, which is refused
     # How the running averages were made.
-    "model_ema.decay": "averaging",
-    "model_ema.num_updates": "averaging",
-    # What the autoencoder was trained against: discriminator, LPIPS.
-    "first_stage_model.loss.": "training",
-}
+    "model_ema.decay",
+    "model_ema.num_updates",
+    # What the autoencoder was trained against: discriminator and LPIPS.
+    "first_stage_model.loss.",
+)
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> P
     """
     settings = read_settings(config)
     weights = Weights(read_tensors(checkpoint))
-    ema = ema and ema_name(f"{UNET}out.2.weight") in weights.tensors
+    ema = ema and any(name.startswith(AVERAGES) for name in weights.left)
     unet = _unet(settings, weights, ema)
     autoencoder = _autoencoder(settings, weights)
     class_embedder = _class_embedder(settings, weights)
-    weights.check(IGNORED if ema else [*IGNORED, "model_ema."])
+    weights.check(IGNORED if ema else (*IGNORED, AVERAGES), f"{checkpoint} does not belong to {config}")
     return Parts(unet, autoencoder, _scheduler(settings), class_embedder, ema)
 
 

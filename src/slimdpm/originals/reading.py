@@ -10,9 +10,10 @@ other name is refused.
 
 from __future__ import annotations
 
+import re
+import warnings
 import zipfile
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,38 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
+def inert_globals(path: Path) -> AbstractContextManager:
+    """While it is open, the names in this file that a training leaves behind mean `_Inert` to PyTorch's unpickler.
+
+    Raises:
+        SlimdpmError: if it names anything else.
+    """
+    if not zipfile.is_zipfile(path):  # safetensors, and a .ckpt older than PyTorch 1.6, whose names cannot be listed
+        return nullcontext()
+    names = get_unsafe_globals_in_checkpoint(path)
+    refused = sorted(name for name in names if name.partition(".")[0] not in INERT_PACKAGES)
+    if refused:
+        raise SlimdpmError(_refusal(path, ", ".join(refused[:5])))
+    return safe_globals([_stand_in(name) for name in names])
+
+
 def _unpickle(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
     try:
-        with _inert(path, get_unsafe_globals_in_checkpoint(path) if zipped else ()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(), inert_globals(path):
+            warnings.simplefilter("ignore")  # about the pickle's protocol: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SlimdpmError:
         raise
     except Exception as error:  # a damaged file fails in the archive, the unpickler or the storages
-        if "Unsupported" in str(error) or "unsupported GLOBAL" in str(error):
-            raise SlimdpmError(f"{path} is refused: it asks for more than tensors, and nothing of it was run") from None
-        raise SlimdpmError(f"{path} is no checkpoint of PyTorch, or it is cut short") from None
-
-
-def _inert(path: Path, names: Iterable[str]) -> AbstractContextManager:
-    """While it is open, the names that a training leaves behind mean `_Inert`."""
-    refused = sorted(name for name in names if name.partition(".")[0] not in INERT_PACKAGES)
-    if refused:
+        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise SlimdpmError(_refusal(path, name[1])) from None
         raise SlimdpmError(
-            f"{path} is refused: it asks for more than tensors ({', '.join(refused[:5])}), and nothing of it was run"
-        )
-    return safe_globals([_stand_in(name) for name in names])
+            f"{path} is no checkpoint of PyTorch that holds tensors, or it is cut short; nothing of it was run"
+        ) from None
+
+
+def _refusal(path: Path, names: str) -> str:
+    return f"{path} is refused: it asks for more than tensors ({names}); nothing of it was run"
 
 
 def _stand_in(name: str) -> type[_Inert]:

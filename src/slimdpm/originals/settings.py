@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimdpm.errors import SlimdpmError
 
+GROUPS = 32  # of every normalisation: the original has no setting for it
+
 
 class _Architecture(BaseModel):
     """Every key counts."""
@@ -67,6 +69,12 @@ class UNetParams(_Architecture):
 
     def has_attention(self, level: int) -> bool:
         return 2**level in self.attention_resolutions
+
+    @property
+    def attending(self) -> list[int]:
+        """Levels with attention; the middle block's is the last level's."""
+        last = len(self.channel_mult) - 1
+        return [level for level in range(last + 1) if self.has_attention(level) or level == last]
 
     def heads(self, level: int) -> int:
         """Attention heads of a level; the middle block's are the last level's."""
@@ -182,6 +190,12 @@ def _check(settings: LatentDiffusionParams, file: Path) -> None:
     unet, first = settings.unet_config.params, settings.first_stage_config
     if (unet.num_heads == -1) == (unet.num_head_channels == -1):
         raise SlimdpmError(f"{file}: give the U-Net either num_heads or num_head_channels")
+    per_head = unet.num_heads if unet.num_head_channels == -1 else unet.num_head_channels
+    if per_head < 1 or any(unet.channels[level] % per_head for level in unet.attending):
+        raise SlimdpmError(f"{file}: the U-Net's attention heads do not divide its channels {unet.channels}")
+    for name, channels in (("model_channels", unet.model_channels), ("ch", first.params.ddconfig.ch)):
+        if channels < 1 or channels % GROUPS:
+            raise SlimdpmError(f"{file}: {name} is {channels}, and not a multiple of the {GROUPS} norm groups")
     if unet.use_spatial_transformer and unet.resblock_updown:
         raise SlimdpmError(f"{file}: resblock_updown with use_spatial_transformer is not supported")
     context = settings.class_embedder.embed_dim if settings.class_embedder else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimdpm.originals.settings import UNetParams
+from slimdpm.originals.settings import GROUPS, UNetParams
 from slimdpm.originals.weights import Fused, Sources
 
 
@@ -27,7 +27,7 @@ def unet_config(p: UNetParams) -> dict[str, Any]:
         "block_out_channels": p.channels,
         "layers_per_block": p.num_res_blocks,
         "dropout": p.dropout,
-        "norm_num_groups": 32,
+        "norm_num_groups": GROUPS,
         "resnet_time_scale_shift": "scale_shift" if p.use_scale_shift_norm else "default",
     }
     attention, plain = "Attn", ""
@@ -40,8 +40,8 @@ def unet_config(p: UNetParams) -> dict[str, Any]:
             "attention_head_dim": [p.heads(level) for level in levels],  # diffusers' name for the number of heads
         }
     else:
-        config |= {"_class_name": "UNet2DModel", "attn_norm_num_groups": 32, "attention_head_dim": _head_size(p)}
-        if len({p.channels[level] // p.heads(level) for level in _attending(p)}) > 1:
+        config |= {"_class_name": "UNet2DModel", "attn_norm_num_groups": GROUPS, "attention_head_dim": _head_size(p)}
+        if len({p.channels[level] // p.heads(level) for level in p.attending}) > 1:
             config |= {"_class_name": "FixedHeadsUNet2DModel", "num_attention_heads": p.num_heads}
         if p.resblock_updown:
             config |= {"downsample_type": "resnet", "upsample_type": "resnet"}
@@ -95,14 +95,8 @@ def unet_sources(p: UNetParams) -> Sources:
     return sources
 
 
-def _attending(p: UNetParams) -> list[int]:
-    """Levels with attention; the middle block's is the last level's."""
-    last = len(p.channel_mult) - 1
-    return [level for level in range(last + 1) if p.has_attention(level) or level == last]
-
-
 def _head_size(p: UNetParams) -> int:
-    first = _attending(p)[0]
+    first = p.attending[0]
     return p.channels[first] // p.heads(first)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ class Weights:
         tensors: by original name.
         left: names that nothing has asked for yet.
         missing: names that were asked for and are not there.
+        misshapen: names whose tensors fit no parameter of ours, with both shapes.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -82,14 +83,13 @@ class Weights:
             self.missing.append(key)
         return self.tensors.get(key)
 
-    def check(self, ignored: Iterable[str]) -> None:
-        """Raise `SlimdpmError` unless every tensor has found its place or is known to be of no use here."""
-        ignored = tuple(ignored)
+    def check(self, ignored: tuple[str, ...], complaint: str) -> None:
+        """Raise `SlimdpmError` unless every tensor has found its place or begins like one that is of no use here."""
         left = [name for name in self.left if not name.startswith(ignored)]
         found = {"missing": self.missing, "of another shape": self.misshapen, "unknown": left}
         problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in found.items() if names]
         if problems:
-            raise SlimdpmError(f"the checkpoint does not belong to the config; {'; '.join(problems)}")
+            raise SlimdpmError(f"{complaint}: {'; '.join(problems)}")
 
 
 def ema_name(name: str) -> str:
