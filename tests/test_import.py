@@ -181,6 +181,10 @@ def rename(state):
             r"1 of another shape: first_stage_model.quant_conv.bias \(5,\) for \(3,\)",
         ),
         (lambda state: state.pop("model_ema.diffusion_modelout2bias"), "1 missing: model_ema.diffusion_modelout2bias"),
+        (
+            lambda state: state.pop("model_ema.diffusion_modelmiddle_block1qkvbias"),
+            "1 missing: model_ema.diffusion_modelmiddle_block1qkvbias",
+        ),
         (lambda state: state.update(logits=torch.zeros(1)), "1 unknown: logits"),
     ],
 )
@@ -385,6 +389,14 @@ def test_a_single_file_of_stable_diffusion(single_file, tmp_path):
     tokens = torch.tensor([[0, 2, 3, 1]])
     expected = networks["cond_stage_model.transformer."].eval()(tokens)[0]
     torch.testing.assert_close(pipeline.text_encoder(tokens)[0], expected)
+
+
+def test_a_single_file_with_what_lightning_left_in_it(single_file, tmp_path, lightning):
+    folder, _ = single_file
+    state = load_file(folder / "sd.safetensors")
+    torch.save({"state_dict": state, "callbacks": {lightning.ModelCheckpoint: 1}}, tmp_path / "sd.ckpt")
+    pipeline = import_single_file(tmp_path / "sd.ckpt", str(folder / "configs"), tmp_path / "out")
+    assert torch.equal(pipeline.unet.conv_in.weight, state["model.diffusion_model.input_blocks.0.0.weight"])
 
 
 def test_single_files_that_cannot_be_read(single_file, ffhq, tmp_path):

@@ -203,7 +203,10 @@ def _locate(source: str | Path, holds: str = "model_index.json") -> Path:
         return ASSETS / "demo-teacher"
     path = Path(source).expanduser()
     if path.is_file():
-        raise SlimdpmError(f"{path} is a file: give a diffusers folder (with a {holds}) or a hub id")
+        hint = (
+            "; slimdpm import makes one of an original checkpoint" if path.suffix in (".ckpt", ".safetensors") else ""
+        )
+        raise SlimdpmError(f"{path} is a file: give a diffusers folder (with a {holds}) or a hub id{hint}")
     if path.is_dir():
         for folder in (path, path / "student"):
             if (folder / holds).is_file():

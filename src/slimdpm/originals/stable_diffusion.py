@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any
 
 import diffusers
@@ -46,7 +47,7 @@ def _pipeline_class(config: str) -> Any:
         name = DiffusionPipeline.load_config(config).get("_class_name")
     except Exception as error:  # the hub's client raises many kinds; each means that it is not to be had
         raise SlimdpmError(
-            f"{config} is no diffusers folder here, and the hub has not given it ({str(error).splitlines()[0]}): give "
+            f"{config} is no diffusers folder here, and the hub has not given it ({_first_line(error)}): give "
             "as --config a folder with a model_index.json, the parts' configs and the tokenizer of the same family"
         ) from None
     if name not in PIPELINES:
@@ -61,15 +62,17 @@ def _load(checkpoint: Path, config: str, pipeline_class: Any) -> DiffusionPipeli
             pipeline = pipeline_class.from_single_file(
                 str(checkpoint), config=config, safety_checker=None, feature_extractor=None
             )
-    except ImportError as error:
-        raise SlimdpmError(f"Stable Diffusion needs the transformers package ({str(error).splitlines()[0]})") from None
+    except ImportError:
+        raise SlimdpmError("Stable Diffusion needs the transformers package: pip install transformers") from None
     except NotImplementedError:  # a network of diffusers that cannot leave the meta device
         raise SlimdpmError(f"{checkpoint} does not belong to {config}: weights are missing") from None
     except Exception as error:  # shapes, names, configs and tokenizers each fail in their own reader
-        raise SlimdpmError(
-            f"{checkpoint} cannot be read with the configs of {config}: {str(error).strip().splitlines()[0]}"
-        ) from None
+        raise SlimdpmError(f"{checkpoint} cannot be read with the configs of {config}: {_first_line(error)}") from None
     for name, part in pipeline.components.items():  # one of transformers is left there without a word
         if hasattr(part, "parameters") and any(p.is_meta for p in part.parameters()):
             raise SlimdpmError(f"{checkpoint} does not belong to {config}: weights of the {name} are missing")
     return pipeline
+
+
+def _first_line(error: Exception) -> str:
+    return format_exception_only(error)[0].splitlines()[0]

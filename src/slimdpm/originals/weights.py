@@ -61,7 +61,7 @@ class Weights:
             tensor = self._take(prefix + original, ema)
             if tensor is None:
                 continue
-            if isinstance(source, Fused) and len(tensor) % (3 * source.heads) == 0:
+            if isinstance(source, Fused) and tensor.ndim and len(tensor) % (3 * source.heads) == 0:
                 tensor = source.rows_of(tensor)
             if _without_ones(tensor.shape) != _without_ones(parameter.shape):  # a 1x1 convolution is a linear layer
                 self.misshapen.append(f"{prefix}{original} {tuple(tensor.shape)} for {tuple(parameter.shape)}")
@@ -86,7 +86,8 @@ class Weights:
     def check(self, ignored: tuple[str, ...], complaint: str) -> None:
         """Raise `SlimdpmError` unless every tensor has found its place or begins like one that is of no use here."""
         left = [name for name in self.left if not name.startswith(ignored)]
-        found = {"missing": self.missing, "of another shape": self.misshapen, "unknown": left}
+        kinds = {"missing": self.missing, "of another shape": self.misshapen, "unknown": left}
+        found = {what: list(dict.fromkeys(names)) for what, names in kinds.items()}  # three parts ask for a fused layer
         problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in found.items() if names]
         if problems:
             raise SlimdpmError(f"{complaint}: {'; '.join(problems)}")
@@ -103,4 +104,4 @@ def _without_ones(shape: torch.Size) -> list[int]:
 
 def _listed(names: list[str], most: int = 8) -> str:
     """All names if they are few: a wrong architecture has hundreds."""
-    return ", ".join(dict.fromkeys(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
