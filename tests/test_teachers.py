@@ -151,8 +151,10 @@ def test_what_is_no_teacher_is_named(teacher_folder, tmp_path, change, words):
 
 def test_teachers_that_are_not_there(tmp_path):
     (tmp_path / "teacher.txt").write_text("I am a teacher")
+    (tmp_path / "model.ckpt").write_text("I am a teacher")
     for source, words in [
-        (tmp_path / "teacher.txt", "is a file: give a diffusers folder"),
+        (tmp_path / "teacher.txt", "is a file: give a diffusers folder .* or a hub id$"),
+        (tmp_path / "model.ckpt", "is a file: give a diffusers folder .*; slimdpm import makes one"),
         (tmp_path / "none", "does not exist"),
         ("nobody/nothing", "is no folder here, and the hub has not given it"),
     ]:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import TINY, TINY_CONDITION, TINY_RESNET
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
 from slimdpm.profile import example_inputs
+from slimdpm.unet import FixedHeadsUNet2DModel
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp, record_gates
 
 CASES = {
@@ -162,3 +163,23 @@ def test_a_saved_student_loads_in_plain_diffusers_in_another_process(tmp_path):
     torch.manual_seed(0)
     expected = model(torch.randn(1, 3, 16, 16), 7).sample.double().sum().item()
     assert name == "SpectralUNet2DModel" and float(total) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("processor", [None, AttnProcessor()])
+@torch.no_grad()
+def test_a_fixed_number_of_heads(processor, tmp_path):
+    """Heads change what attention computes, not its parameters; the parent's own number changes nothing."""
+    plain = UNet2DModel(**TINY).eval()  # attention on a level of 32 channels: 4 heads of 8
+    inputs = example_inputs(plain.config, batch=2)
+    outputs = {}
+    for heads in (4, 2):
+        model = FixedHeadsUNet2DModel(**TINY, num_attention_heads=heads).eval()
+        model.load_state_dict(plain.state_dict())
+        model.save_pretrained(tmp_path / str(heads))
+        model = FixedHeadsUNet2DModel.from_pretrained(tmp_path / str(heads))
+        for module in model.modules():
+            if processor is not None and isinstance(module, Attention):
+                module.set_processor(processor)
+        outputs[heads] = call(model, inputs)
+    torch.testing.assert_close(outputs[4], call(plain, inputs))
+    assert not torch.allclose(outputs[2], outputs[4], atol=1e-5)

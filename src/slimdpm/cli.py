@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slimdpm import cli_measure
+from slimdpm import cli_import, cli_measure
 from slimdpm.errors import SlimdpmError
 
 app = typer.Typer(
@@ -200,6 +200,7 @@ def profile(
     console.print(table)
 
 
+app.command("import")(cli_import.import_)
 app.command()(cli_measure.evaluate)
 app.command()(cli_measure.analyze)
 app.add_typer(cli_measure.reproduce, name="reproduce")

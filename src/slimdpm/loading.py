@@ -15,7 +15,7 @@ from torch import nn
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
-from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 PIPELINES = (
@@ -30,7 +30,13 @@ AUTOENCODERS = ("VQModel", "AutoencoderKL")
 ASSETS = Path(__file__).parent / "assets"
 _OURS: dict[str, Any] = {
     c.__name__: c
-    for c in (SpectralUNet2DModel, SpectralUNet2DConditionModel, ClassEmbedder, ClassConditionalLDMPipeline)
+    for c in (
+        SpectralUNet2DModel,
+        SpectralUNet2DConditionModel,
+        FixedHeadsUNet2DModel,
+        ClassEmbedder,
+        ClassConditionalLDMPipeline,
+    )
 }
 _OPTIONAL = ("vqvae", "class_embedder")  # parts that a pipeline may do without
 _TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -93,7 +99,9 @@ def locate(source: str | Path, holds: str = "model_index.json") -> Path:
         return ASSETS / "demo-teacher"
     path = Path(source).expanduser()
     if path.is_file():
-        raise SlimdpmError(f"{path} is a file: give a diffusers folder (with a {holds}) or a hub id")
+        original = path.suffix in (".ckpt", ".safetensors")
+        hint = "; slimdpm import makes one of an original checkpoint" if original else ""
+        raise SlimdpmError(f"{path} is a file: give a diffusers folder (with a {holds}) or a hub id{hint}")
     if path.is_dir():
         for folder in (path, path / "student"):
             if (folder / holds).is_file():

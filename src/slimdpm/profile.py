@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.transformer import TransformerDenoiser
-from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 NETWORKS: dict[str, Any] = {
     cls.__name__: cls
@@ -29,6 +29,7 @@ NETWORKS: dict[str, Any] = {
         UNet2DConditionModel,
         SpectralUNet2DModel,
         SpectralUNet2DConditionModel,
+        FixedHeadsUNet2DModel,
         TransformerDenoiser,
     )
 }

@@ -119,9 +119,12 @@ def _student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str,
     """The teacher's config with the student's class and overrides, its widths still to be set."""
     name = teacher.get("_class_name", "")
     plain = LITE_CLASS.get(name, name)
+    config = {k: v for k, v in teacher.items() if not k.startswith("_")}
+    if plain == "FixedHeadsUNet2DModel":  # its students have heads of one size
+        plain = "UNet2DModel"
+        del config["num_attention_heads"]
     if plain not in SPECTRAL_CLASS:
         raise SlimdpmError(f"a {name or 'network without a class name'} cannot be slimmed: slimdpm slims U-Nets")
-    config = {k: v for k, v in teacher.items() if not k.startswith("_")}
     if kind == "lite":
         config = {k: v for k, v in config.items() if not k.startswith("wavelet_")}
     return {**config, **overrides, "_class_name": SPECTRAL_CLASS[plain] if kind == "spectral" else plain}

@@ -1,4 +1,4 @@
-"""The students: diffusers' U-Nets whose resamplers are wavelet-gated.
+"""The students: diffusers' U-Nets whose resamplers are wavelet-gated. And one teacher that diffusers cannot express.
 
 Everything else is the parent's, so whatever works on a diffusers U-Net works here: saving and loading, attention
 processors, gradient checkpointing, class and time embeddings. Saved folders name this module; its path stays.
@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
@@ -19,7 +20,13 @@ from torch import nn
 from slimdpm.wavelet import LOW_PASS, Gates, WaveletGatingDown, WaveletGatingUp
 
 # diffusers looks for `ModelMixin` in the module that a pipeline's model_index.json names, and loads through it.
-__all__ = ["ModelMixin", "SpectralUNet2DConditionModel", "SpectralUNet2DModel", "gate_resamplers"]
+__all__ = [
+    "FixedHeadsUNet2DModel",
+    "ModelMixin",
+    "SpectralUNet2DConditionModel",
+    "SpectralUNet2DModel",
+    "gate_resamplers",
+]
 
 
 def gate_resamplers(
@@ -128,3 +135,27 @@ class SpectralUNet2DConditionModel(UNet2DConditionModel):
             gate_init=wavelet_gate_init,
             down_mix=wavelet_down_mix,
         )
+
+
+class FixedHeadsUNet2DModel(UNet2DModel):
+    """`diffusers.UNet2DModel` with as many attention heads on each level, whatever the level's channels.
+
+    The parent fixes the size of a head (``attention_head_dim``), so its heads multiply with the channels. The
+    LSUN-Church network of latent-diffusion has 8 heads on every level. No parameter changes its shape, only how it is
+    read; ``attention_head_dim`` stays what a student of this network inherits.
+
+    Takes all arguments of the parent, and:
+
+    Args:
+        num_attention_heads: heads of each attention layer; they divide each level's channels.
+    """
+
+    @register_to_config
+    @_takes_arguments_of(UNet2DModel)
+    def __init__(self, *args: Any, num_attention_heads: int = 8, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.heads = num_attention_heads
+                module.scale = (module.inner_dim // num_attention_heads) ** -0.5
+                module.sliceable_head_dim = num_attention_heads

@@ -1,0 +1,105 @@
+"""The tensors of a checkpoint that someone else made, without running anything that it names.
+
+A ``.ckpt`` is a pickle, and a pickle may name any function and ask for it to be called. PyTorch's own restricted
+unpickler (``weights_only=True``) calls nothing but its rebuilding of tensors. The published CompVis checkpoints ask for
+more: beside the weights they hold what PyTorch Lightning wrote down of its training, for example the class
+``ModelCheckpoint`` as a key of the callbacks' states. None of that is needed here, so those names are given to the
+unpickler as `_Inert`: a class of ours that takes any arguments and keeps nothing. Nothing is imported for it, and every
+other name is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import load_tensors
+
+# Whose names a training loop leaves beside the weights: callbacks' states, hyperparameters, best scores, paths.
+INERT_PACKAGES = frozenset(
+    {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf", "numpy", "pathlib"}
+)
+
+
+class _Inert:
+    """What stands in a checkpoint for an object of a class that is not ours to make: it keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a ``.safetensors`` or ``.ckpt`` file, on the CPU; of a training's, its ``state_dict``.
+
+    A zipped ``.ckpt`` (PyTorch 1.6 and later) is mapped into memory, so that optimizer states cost nothing.
+
+    Raises:
+        SlimdpmError: if it is missing, cut short, no checkpoint, or wants more than tensors; nothing of it was run.
+    """
+    if not path.is_file():
+        raise SlimdpmError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    saved = _unpickle(path)
+    tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+    if not isinstance(tensors, dict) or not tensors:
+        raise SlimdpmError(f"{path} holds no state_dict")
+    others = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise SlimdpmError(f"{path} is no checkpoint of a network: {others[0]} is no tensor")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def inert_globals(path: Path) -> AbstractContextManager:
+    """While it is open, the names in this file that a training leaves behind mean `_Inert` to PyTorch's unpickler.
+
+    Raises:
+        SlimdpmError: if it names anything else.
+    """
+    if not zipfile.is_zipfile(path):  # safetensors, and a .ckpt older than PyTorch 1.6, whose names cannot be listed
+        return nullcontext()
+    names = get_unsafe_globals_in_checkpoint(path)
+    refused = sorted(name for name in names if name.partition(".")[0] not in INERT_PACKAGES)
+    if refused:
+        raise SlimdpmError(_refusal(path, ", ".join(refused[:5])))
+    return safe_globals([_stand_in(name) for name in names])
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), inert_globals(path):
+            warnings.simplefilter("ignore")  # about the pickle's protocol: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except SlimdpmError:
+        raise
+    except Exception as error:  # a damaged file fails in the archive, the unpickler or the storages
+        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise SlimdpmError(_refusal(path, name[1])) from None
+        raise SlimdpmError(
+            f"{path} is no checkpoint of PyTorch that holds tensors, or it is cut short; nothing of it was run"
+        ) from None
+
+
+def _refusal(path: Path, names: str) -> str:
+    return f"{path} is refused: it asks for more than tensors ({names}); nothing of it was run"
+
+
+def _stand_in(name: str) -> type[_Inert]:
+    """A class of its own for each name, because the unpickler looks it up by the name that it carries."""
+    module, _, qualname = name.rpartition(".")
+    return type(qualname, (_Inert,), {"__module__": module, "__qualname__": qualname})

@@ -1,0 +1,244 @@
+"""The YAML of an original checkpoint, read as data: it names classes to build, and none is ever imported.
+
+What slimdpm converts is written down as types: a value of another network is an error that names its key. What only
+training needs (learning rates, losses, data) is left aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slimdpm.errors import SlimdpmError
+
+GROUPS = 32  # of every normalisation: the original has no setting for it
+
+
+class _Architecture(BaseModel):
+    """Every key counts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Training(BaseModel):
+    """Keys that are not listed belong to training."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class UNetParams(_Architecture):
+    """The arguments of ``openaimodel.UNetModel``.
+
+    `attention_resolutions` are factors of downsampling, not sizes. Either `num_heads` or `num_head_channels` is given.
+    """
+
+    image_size: int
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    num_res_blocks: int
+    attention_resolutions: list[int]
+    channel_mult: list[int] = Field(default=[1, 2, 4, 8], min_length=1)
+    dropout: float = 0.0
+    num_heads: int = -1
+    num_head_channels: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    use_spatial_transformer: bool = False
+    transformer_depth: int = 1
+    context_dim: int | None = None
+    # Ways of computing the same:
+    use_checkpoint: bool = False
+    use_fp16: bool = False
+    legacy: bool = True
+    # Other networks, which the paper does not use:
+    dims: Literal[2] = 2
+    conv_resample: Literal[True] = True
+    num_classes: None = None
+    n_embed: None = None
+    num_heads_upsample: Literal[-1] = -1
+
+    @property
+    def channels(self) -> list[int]:
+        return [self.model_channels * mult for mult in self.channel_mult]
+
+    def has_attention(self, level: int) -> bool:
+        return 2**level in self.attention_resolutions
+
+    @property
+    def attending(self) -> list[int]:
+        """Levels with attention; the middle block's is the last level's."""
+        last = len(self.channel_mult) - 1
+        return [level for level in range(last + 1) if self.has_attention(level) or level == last]
+
+    def heads(self, level: int) -> int:
+        """Attention heads of a level; the middle block's are the last level's."""
+        return self.num_heads if self.num_head_channels == -1 else self.channels[level] // self.num_head_channels
+
+
+class AutoencoderParams(_Architecture):
+    """``ddconfig``: the arguments of ``model.Encoder`` and ``model.Decoder``."""
+
+    double_z: bool = True
+    z_channels: int
+    resolution: int
+    in_channels: int
+    out_ch: int
+    ch: int
+    ch_mult: list[int] = Field(default=[1, 2, 4, 8], min_length=1)
+    num_res_blocks: int
+    attn_resolutions: list[int]
+    dropout: float = 0.0
+    # Other networks:
+    resamp_with_conv: Literal[True] = True
+    use_linear_attn: Literal[False] = False
+    attn_type: Literal["vanilla"] = "vanilla"
+    give_pre_end: Literal[False] = False
+    tanh_out: Literal[False] = False
+
+
+class FirstStageParams(_Training):
+    embed_dim: int
+    n_embed: int | None = None  # of the codebook; a KL autoencoder has none
+    ddconfig: AutoencoderParams
+    remap: None = None
+    use_ema: Literal[False] = False
+
+
+class ClassEmbedderParams(_Training):
+    embed_dim: int
+    n_classes: int = 1000
+
+
+class UNetConfig(_Training):
+    target: str
+    params: UNetParams
+
+
+class FirstStageConfig(_Training):
+    target: str
+    params: FirstStageParams
+
+
+class ClassEmbedderConfig(_Training):
+    target: str
+    params: ClassEmbedderParams
+
+
+class LatentDiffusionParams(_Training):
+    """The arguments of ``ddpm.LatentDiffusion`` that say how its weights are used."""
+
+    unet_config: UNetConfig
+    first_stage_config: FirstStageConfig
+    cond_stage_config: ClassEmbedderConfig | Literal["__is_unconditional__"]
+    timesteps: int = 1000
+    linear_start: float = 1e-4
+    linear_end: float = 2e-2
+    scale_factor: float = 1.0
+    scale_by_std: bool = False
+    # Other processes, and embedded labels that are not fed to attention:
+    beta_schedule: Literal["linear"] = "linear"
+    given_betas: None = None
+    parameterization: Literal["eps"] = "eps"
+    conditioning_key: Literal["crossattn"] | None = None
+    learn_logvar: Literal[False] = False
+    use_positional_encodings: Literal[False] = False
+
+    @property
+    def class_embedder(self) -> ClassEmbedderParams | None:
+        stage = self.cond_stage_config
+        return stage.params if isinstance(stage, ClassEmbedderConfig) else None
+
+
+TARGETS = {
+    "target": ("LatentDiffusion",),
+    "params.unet_config.target": ("UNetModel",),
+    "params.first_stage_config.target": ("VQModelInterface", "VQModel", "AutoencoderKL"),
+    "params.cond_stage_config.target": ("ClassEmbedder",),
+}
+
+
+def read_settings(file: Path) -> LatentDiffusionParams:
+    """The network, autoencoder and process that a YAML of latent-diffusion describes.
+
+    Raises:
+        SlimdpmError: with one line about the first thing that is missing or not supported.
+    """
+    values = _read_yaml(file)
+    model = values.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("params"), Mapping):
+        raise SlimdpmError(f"{file} is no config of latent-diffusion: it has no model.params")
+    for key, known in TARGETS.items():
+        target = _at(model, key)
+        if isinstance(target, str) and target.rpartition(".")[2] not in known:
+            raise SlimdpmError(f"{file}: model.{key} is {target}; slimdpm imports {', '.join(known)}")
+    try:
+        settings = LatentDiffusionParams.model_validate(model["params"])
+    except ValidationError as error:
+        raise SlimdpmError(f"{file}: {_describe(error)}") from None
+    _check(settings, file)
+    return settings
+
+
+def _check(settings: LatentDiffusionParams, file: Path) -> None:
+    """What one key says about another."""
+    unet, first = settings.unet_config.params, settings.first_stage_config
+    if (unet.num_heads == -1) == (unet.num_head_channels == -1):
+        raise SlimdpmError(f"{file}: give the U-Net either num_heads or num_head_channels")
+    per_head = unet.num_heads if unet.num_head_channels == -1 else unet.num_head_channels
+    if per_head < 1 or any(unet.channels[level] % per_head for level in unet.attending):
+        raise SlimdpmError(f"{file}: the U-Net's attention heads do not divide its channels {unet.channels}")
+    for name, channels in (("model_channels", unet.model_channels), ("ch", first.params.ddconfig.ch)):
+        if channels < 1 or channels % GROUPS:
+            raise SlimdpmError(f"{file}: {name} is {channels}, and not a multiple of the {GROUPS} norm groups")
+    if unet.use_spatial_transformer and unet.resblock_updown:
+        raise SlimdpmError(f"{file}: resblock_updown with use_spatial_transformer is not supported")
+    context = settings.class_embedder.embed_dim if settings.class_embedder else None
+    if unet.context_dim != context or unet.use_spatial_transformer != (context is not None):
+        raise SlimdpmError(
+            f"{file}: the U-Net attends to context_dim {unet.context_dim}, the conditioning stage gives {context}"
+        )
+    if "VQ" in first.target and first.params.n_embed is None:
+        raise SlimdpmError(f"{file}: a {first.target.rpartition('.')[2]} needs n_embed, the size of its codebook")
+    if "KL" in first.target and first.params.embed_dim != first.params.ddconfig.z_channels:
+        raise SlimdpmError(f"{file}: a KL autoencoder whose embed_dim differs from z_channels is not supported")
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SlimdpmError(f"{file} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SlimdpmError(f"{file} cannot be read: {error}") from None
+    except yaml.constructor.ConstructorError as error:
+        raise SlimdpmError(f"{file} is refused: it asks for more than data ({error.problem})") from None
+    except yaml.YAMLError as error:
+        where = f" (line {mark.line + 1})" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise SlimdpmError(f"{file} is no valid YAML{where}") from None
+    if not isinstance(values, Mapping):
+        raise SlimdpmError(f"{file} is no config of latent-diffusion: it has no model.params")
+    return values
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem in one line."""
+    problem = error.errors()[0]
+    key = ".".join(["model.params", *(str(p) for p in problem["loc"] if p not in ("ClassEmbedderConfig",))])
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{key} is no setting that slimdpm can convert"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}: {message}, got {problem['input']!r}"
