@@ -104,7 +104,7 @@ def bad(tmp_path_factory, teacher_folder):
         (root / "broken" / f"{i}.jpg").write_text("no image")
     (root / "text.txt").write_text("hello")
     (root / "other").mkdir()
-    (root / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (root / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     (root / "recipe.yaml").write_text("train: {stepz: 3}\n")
     return root
 
@@ -116,7 +116,7 @@ def bad(tmp_path_factory, teacher_folder):
         (["slim", "{teacher}", "{bad}/empty"], "{bad}/empty holds no images"),
         (["slim", "{teacher}", "{bad}/broken", *QUICK], "none of the 2 images can be read; the first is 0.jpg"),
         (["slim", "{bad}/text.txt", "{images}"], "is a file: give a diffusers folder"),
-        (["slim", "{bad}/other", "{images}"], "is a StableDiffusionPipeline; supported are"),
+        (["slim", "{bad}/other", "{images}"], "is a StableDiffusion3Pipeline; supported are"),
         (["slim", "{teacher}", "{images}", "--size", "15"], "their size is a multiple of 2; set data.size to 14 or 16"),
         (
             ["slim", "{teacher}", "{images}", "--recipe", "{bad}/recipe.yaml"],
