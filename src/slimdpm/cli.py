@@ -272,7 +272,7 @@ def main() -> None:
     from diffusers.utils import logging
 
     from slimdpm.parallel import leave
-    from slimdpm.training import Stopped
+    from slimdpm.stopping import Stopped
 
     logging.disable_progress_bar()
     try:

@@ -135,7 +135,7 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
 
     Raises:
         SlimdpmError: for a folder that holds something else, unreadable images, a full disk, a loss gone wrong.
-        slimdpm.training.Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
+        slimdpm.stopping.Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     display = display or Display()
     run = RunFolder(folder)

@@ -8,11 +8,8 @@ out, so they do not depend on the number of processes or on accumulation either.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,6 +31,7 @@ from slimdpm.inherit import inherited_weights
 from slimdpm.profile import build
 from slimdpm.recipe import Recipe
 from slimdpm.run import RunFolder
+from slimdpm.stopping import Stopped, stop_signals
 from slimdpm.teachers import Shell, Teacher
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
@@ -41,14 +39,6 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 _DROPPING = 2  # beside the numbers that `TrainingStream` seeds order and augmentation with
 
 Weights = dict[str, Tensor]
-
-
-class Stopped(Exception):
-    """The run was asked to stop and its state is saved. `signal` is the number of the signal that asked."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped after step {step}; the same command resumes")
-        self.signal, self.step = number, step
 
 
 class Trainer:
@@ -329,27 +319,6 @@ def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             raise SlimdpmError(f"train.freeze: no parameter of the student matches {pattern!r}")
         for parameter in matching:
             parameter.requires_grad_(False)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one does interrupt."""
-    received: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def _seed(*entropy: int) -> int:

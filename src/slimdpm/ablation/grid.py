@@ -224,6 +224,11 @@ def further_cells() -> list[Cell]:
         Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
         Cell("down mix", "gating", "a 1x1 convolution after WG-Down", overrides={"wavelet_down_mix": True}),
     ]
+    teacher = {"student.init": "teacher"}
+    cells += [
+        Cell("lite from teacher", "start", "lite, first weights from the teacher", "lite", False, settings=teacher),
+        Cell("spectral from teacher", "start", "Spectral, first weights from the teacher", settings=teacher),
+    ]
     return cells
 
 

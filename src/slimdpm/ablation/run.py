@@ -7,7 +7,7 @@ done is not done again, and one that another process is at is left to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,8 @@ class Ablation:
             the results, also in ``results.json``. Pieces that other processes are at are missing in them.
         """
         self.train_teacher()
-        self._do(Piece(tuple(cells), self.seeds[0]) for cells in _grouped(tuning_cells()))
-        self._do(Piece(tuple(cells), self.seeds[0]) for cells in _grouped(loss_tuning_cells()))
+        for choices in (tuning_cells(), loss_tuning_cells()):
+            self._do([Piece(tuple(cells), self.seeds[0]) for cells in _grouped(choices)], wait=True)
         cells = [cell for cell in cells_of(self.size) if groups is None or cell.group in groups]
         if not cells:
             raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(cells_of(self.size)))}")
@@ -108,23 +108,27 @@ class Ablation:
                     {**vars(cost), "measures": measures, "floor": self.judge.floor()},
                 )
 
-    def _do(self, pieces: Iterator[Piece]) -> None:
+    def _do(self, pieces: Iterable[Piece], *, wait: bool = False) -> None:
+        """Do the pieces that no other process is at; then, if asked to, wait for those that one is at."""
+        elsewhere = []
         for piece in pieces:
-            if all(self._file(cell, piece.seed).exists() for cell in piece.cells):
-                continue
-            lock = FileLock(self.folder / f".{piece.name}.lock")
             try:
-                lock.acquire(timeout=0)
+                with FileLock(self._lock(piece), timeout=0):
+                    self._piece(piece)
             except Timeout:
-                continue  # another process is at it
-            try:
+                elsewhere.append(piece)
+        for piece in elsewhere if wait else ():
+            with FileLock(self._lock(piece)):
                 self._piece(piece)
-            finally:
-                lock.release()
+
+    def _lock(self, piece: Piece) -> Path:
+        return self.folder / f".{piece.name}.lock"
 
     def _piece(self, piece: Piece) -> None:
-        self.display.say(f"{piece.name}: {', '.join(cell.name for cell in piece.cells)}")
         missing = [cell for cell in piece.cells if not self._file(cell, piece.seed).exists()]
+        if not missing:
+            return
+        self.display.say(f"{piece.name}: {', '.join(cell.name for cell in missing)}")
         recipes = {
             cell.name: recipe_of(cell, self.size, piece.seed, self.folder, cell.rate or self.rate(cell.family))
             for cell in missing
@@ -147,10 +151,8 @@ class Ablation:
         found = {
             rate: json.loads(self._file(cell, self.seeds[0]).read_text())["measures"]
             for cell in tuning_cells()
-            if cell.family == family and (rate := cell.rate) and self._file(cell, self.seeds[0]).exists()
+            if cell.family == family and (rate := cell.rate)
         }
-        if len(found) < len(RATES):
-            raise SlimdpmError("the tuning of the learning rates is not done yet: another process is at it; come back")
         first = found[RATES[0]]
         return min(found, key=lambda rate: mean_error(found[rate], first))
 

@@ -18,7 +18,8 @@ from slimdpm.job import Job, new_trainer
 from slimdpm.parallel import make_accelerator
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
-from slimdpm.training import Stopped, Trainer, stop_signals
+from slimdpm.stopping import Stopped, stop_signals
+from slimdpm.training import Trainer
 
 
 class OncePerBatch(nn.Module):
@@ -57,7 +58,7 @@ def train_together(
         the students' pipelines with averaged weights.
 
     Raises:
-        slimdpm.training.Stopped: on Ctrl-C or SIGTERM, after a checkpoint of each.
+        slimdpm.stopping.Stopped: on Ctrl-C or SIGTERM, after a checkpoint of each.
     """
     display = display or Display()
     teachers = [job.teacher for job in jobs.values() if job.teacher is not None]

@@ -1,0 +1,38 @@
+"""Stopping on request: Ctrl-C and SIGTERM end a run after a checkpoint, not in the middle of a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stopped(Exception):
+    """The run was asked to stop and its state is saved. `signal` is the number of the signal that asked."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped after step {step}; the same command resumes")
+        self.signal, self.step = number, step
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one does interrupt."""
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
