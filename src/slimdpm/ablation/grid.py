@@ -167,13 +167,20 @@ def loss_tuning_cells() -> list[Cell]:
         "all-0.02": lambdas(0.02, 0.02, **{"distill.pairs": "auto"}),
     }
     return [
-        Cell(f"tune/losses-{name}", "tune-losses", f"distillation: {name}", settings=settings, tuning=True)
+        Cell(
+            f"tune/losses-{name}",
+            f"tune-{name.partition('-')[0]}",
+            f"distillation: {name}",
+            settings=settings,
+            tuning=True,
+        )
         for name, settings in candidates.items()
     ]
 
 
 def lambdas(spatial: float, frequency: float, **more: Any) -> dict[str, Any]:
-    return {"distill.lambda_spatial": spatial, "distill.lambda_freq": frequency, **more}
+    """Distillation from outputs alone, unless `more` says else."""
+    return {"distill.lambda_spatial": spatial, "distill.lambda_freq": frequency, "distill.pairs": "none", **more}
 
 
 def core_cells() -> list[Cell]:
@@ -226,7 +233,13 @@ def further_cells() -> list[Cell]:
     ]
     teacher = {"student.init": "teacher"}
     cells += [
-        Cell("lite from teacher", "start", "lite, first weights from the teacher", "lite", False, settings=teacher),
+        Cell(
+            "lite from teacher",
+            "start",
+            "lite, first weights from the teacher",
+            "lite",
+            settings={**teacher, **NO_TEACHER},
+        ),
         Cell("spectral from teacher", "start", "Spectral, first weights from the teacher", settings=teacher),
     ]
     return cells
@@ -254,8 +267,10 @@ def cells_of(size: Size) -> list[Cell]:
     return [*core_cells(), *further_cells(), *pareto_cells(size)]
 
 
-def recipe_of(cell: Cell, size: Size, seed: int, work: Path, rate: float) -> Recipe:
-    """The recipe of a cell; `work` holds the teacher and the images."""
+def recipe_of(
+    cell: Cell, size: Size, seed: int, work: Path, rate: float, losses: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe of a cell; `work` holds the teacher and the images, `losses` is the distillation that was chosen."""
     levels = list(size.widths[cell.kind][size.main if cell.width is None else cell.width])
     shape = {"block_out_channels": levels, "norm_num_groups": 4, "attention_head_dim": 8}
     settings = {
@@ -273,14 +288,15 @@ def recipe_of(cell: Cell, size: Size, seed: int, work: Path, rate: float) -> Rec
         "train.trackers": [],
         "train.keep": 1,
         **size.student_settings,
-        **(LOSSES if cell.distilled else NO_TEACHER),
+        **(FIRST_LOSSES if cell.distilled else NO_TEACHER),
+        **((losses or {}) if cell.distilled else {}),
         **cell.settings,
     }
     return load_recipe(None, settings=settings)
 
 
-# The distillation of the grid's Spectral student, chosen on the tuning images (see `slimdpm.ablation.run`).
-LOSSES: Mapping[str, Any] = {"distill.pairs": "none", **lambdas(0.5, 0.5)}
+# The distillation for which the learning rates are tuned; the losses are tuned next, at the rate that won.
+FIRST_LOSSES: Mapping[str, Any] = lambdas(0.5, 0.5)
 
 
 def teacher_recipe(size: Size, work: Path) -> Recipe:

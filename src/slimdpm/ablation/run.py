@@ -36,6 +36,7 @@ from slimdpm.errors import SlimdpmError
 from slimdpm.files import write_json
 from slimdpm.job import plan_job, run_job
 from slimdpm.profile import build, latencies, measure
+from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts
 from slimdpm.teachers import load_pipeline
 
@@ -129,10 +130,7 @@ class Ablation:
         if not missing:
             return
         self.display.say(f"{piece.name}: {', '.join(cell.name for cell in missing)}")
-        recipes = {
-            cell.name: recipe_of(cell, self.size, piece.seed, self.folder, cell.rate or self.rate(cell.family))
-            for cell in missing
-        }
+        recipes = {cell.name: self.recipe(cell, piece.seed) for cell in missing}
         jobs = {name: plan_job(recipe) for name, recipe in recipes.items()}
         folders = {cell.name: self._run_folder(cell, piece.seed) for cell in missing}
         pipelines = train_together(jobs, folders, self.display)
@@ -146,15 +144,21 @@ class Ablation:
             facts = {"rate": job.recipe.train.lr, "channels": list(job.plan.config["block_out_channels"])}
             write_json(self._file(cell, piece.seed), {**facts, **vars(job.plan.cost), "measures": measures})
 
-    def rate(self, family: str) -> float:
-        """The learning rate with the smallest error on the tuning images, averaged over the noise levels."""
-        found = {
-            rate: json.loads(self._file(cell, self.seeds[0]).read_text())["measures"]
-            for cell in tuning_cells()
-            if cell.family == family and (rate := cell.rate)
-        }
-        first = found[RATES[0]]
-        return min(found, key=lambda rate: mean_error(found[rate], first))
+    def recipe(self, cell: Cell, seed: int) -> Recipe:
+        """The recipe of a cell, with what the tuning chose for it."""
+        rate = cell.rate or self.best([other for other in tuning_cells() if other.family == cell.family]).rate
+        losses = None if cell.tuning else self.best(self._loss_candidates()).settings
+        return recipe_of(cell, self.size, seed, self.folder, rate or RATES[0], losses)
+
+    def best(self, cells: Sequence[Cell]) -> Cell:
+        """The cell with the smallest error on the tuning images, averaged over the noise levels."""
+        found = [json.loads(self._file(cell, self.seeds[0]).read_text())["measures"] for cell in cells]
+        errors = [mean_error(measures, found[0]) for measures in found]
+        return cells[errors.index(min(errors))]
+
+    def _loss_candidates(self) -> list[Cell]:
+        rated = [cell for cell in tuning_cells() if cell.family == "spectral, distilled"]
+        return [self.best(rated), *loss_tuning_cells()]
 
     def pictures(self, folder: Path, name: str) -> None:
         """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``."""
@@ -177,7 +181,7 @@ class Ablation:
         networks = {"teacher": load_pipeline(self.folder / "teacher").unet}
         for cell in [*core_cells(), *pareto_cells(self.size)]:
             if cell.group.startswith("pareto") or cell.name in ("lite", "spectral"):
-                recipe = recipe_of(cell, self.size, 0, self.folder, RATES[0])
+                recipe = self.recipe(cell, self.seeds[0])
                 networks[cell.name] = build(plan_job(recipe).plan.config).eval()
         write_json(self.folder / "latency.json", latencies(networks))
 
