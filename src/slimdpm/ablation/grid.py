@@ -14,7 +14,7 @@ from typing import Any
 from slimdpm.presets import PRESETS
 from slimdpm.recipe import Recipe, load_recipe
 
-RATES = (2e-3, 4e-3, 8e-3)  # learning rates that the tuning tries for each family of cells
+RATES = (2e-3, 4e-3, 8e-3, 16e-3)  # learning rates that the tuning tries for each family of cells
 SEEDS = (0, 1, 2)
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
@@ -231,8 +231,13 @@ def further_cells() -> list[Cell]:
         Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
         Cell("down mix", "gating", "a 1x1 convolution after WG-Down", overrides={"wavelet_down_mix": True}),
     ]
+    return cells
+
+
+def start_cells() -> list[Cell]:
+    """A start from the teacher's weights, without and with what the method adds."""
     teacher = {"student.init": "teacher"}
-    cells += [
+    return [
         Cell(
             "lite from teacher",
             "start",
@@ -242,7 +247,6 @@ def further_cells() -> list[Cell]:
         ),
         Cell("spectral from teacher", "start", "Spectral, first weights from the teacher", settings=teacher),
     ]
-    return cells
 
 
 def pareto_cells(size: Size) -> list[Cell]:
@@ -264,7 +268,7 @@ def pareto_cells(size: Size) -> list[Cell]:
 
 def cells_of(size: Size) -> list[Cell]:
     """All cells but the tuning's, the most important first."""
-    return [*core_cells(), *further_cells(), *pareto_cells(size)]
+    return [*core_cells(), *start_cells(), *pareto_cells(size), *further_cells()]
 
 
 def recipe_of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from slimdpm.ablation.data import prepare_parts
 from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
@@ -38,14 +38,16 @@ from slimdpm.job import plan_job, run_job
 from slimdpm.profile import build, latencies, measure
 from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts
+from slimdpm.sharing import share
 from slimdpm.teachers import load_pipeline
 
+TOGETHER = 9  # cells at most that share one run of the teacher
 SHOWN = 16  # samples of each network in a picture
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Cells of one group and seed: they are trained side by side."""
+    """Cells of one seed that are trained side by side."""
 
     cells: tuple[Cell, ...]
     seed: int
@@ -93,7 +95,7 @@ class Ablation:
         cells = [cell for cell in cells_of(self.size) if groups is None or cell.group in groups]
         if not cells:
             raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(cells_of(self.size)))}")
-        self._do(Piece(tuple(group), seed) for group in _grouped(cells) for seed in self.seeds)
+        self._do(Piece(tuple(packed), seed) for packed in _packed(cells) for seed in self.seeds)
         return self.results()
 
     def train_teacher(self) -> None:
@@ -110,20 +112,7 @@ class Ablation:
                 )
 
     def _do(self, pieces: Iterable[Piece], *, wait: bool = False) -> None:
-        """Do the pieces that no other process is at; then, if asked to, wait for those that one is at."""
-        elsewhere = []
-        for piece in pieces:
-            try:
-                with FileLock(self._lock(piece), timeout=0):
-                    self._piece(piece)
-            except Timeout:
-                elsewhere.append(piece)
-        for piece in elsewhere if wait else ():
-            with FileLock(self._lock(piece)):
-                self._piece(piece)
-
-    def _lock(self, piece: Piece) -> Path:
-        return self.folder / f".{piece.name}.lock"
+        share(pieces, lambda piece: self.folder / f".{piece.name}.lock", self._piece, wait=wait)
 
     def _piece(self, piece: Piece) -> None:
         missing = [cell for cell in piece.cells if not self._file(cell, piece.seed).exists()]
@@ -234,6 +223,17 @@ class Ablation:
 def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
     names = _grouped_names(cells)
     return [[cell for cell in cells if cell.group == name] for name in names]
+
+
+def _packed(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Whole groups together, as many as make at most `TOGETHER` cells: the more share the teacher, the cheaper."""
+    packs: list[list[Cell]] = []
+    for group in _grouped(cells):
+        if packs and len(packs[-1]) + len(group) <= TOGETHER:
+            packs[-1] += group
+        else:
+            packs.append(group)
+    return packs
 
 
 def _grouped_names(cells: Sequence[Cell]) -> list[str]:
