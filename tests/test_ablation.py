@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from slimdpm.ablation import figures, grid, run, tables
-from slimdpm.ablation.grid import Cell, Size
+from slimdpm.ablation.grid import Cell, Idea, Size
 from slimdpm.ablation.run import Ablation
 from slimdpm.ablation.together import OncePerBatch, train_together
 from slimdpm.errors import SlimdpmError
 from slimdpm.job import plan_job, run_job
 from slimdpm.profile import latencies
 from slimdpm.recipe import load_recipe
+from slimdpm.teachers import load_pipeline
 
 QUICK = {
     "student.width": 8, "train.steps": 4, "train.batch_size": 4, "train.warmup": 2, "train.ema": 0.9,
@@ -151,6 +152,45 @@ def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, tmp_path):
     assert unchanged >= {p for p in stamps if "alpha_0-1" not in str(p)}
 
 
+def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, tmp_path):
+    first = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0,)).run()
+    kept = tmp_path / "a" / "teacher-bf16"
+    assert all(file.stat().st_size <= 1_900_000 for file in kept.rglob("*.safetensors"))
+    whole = load_pipeline(tmp_path / "a" / "teacher").unet.state_dict()
+    for name, tensor in load_pipeline(kept).unet.state_dict().items():
+        assert torch.equal(tensor, whole[name].bfloat16().float())
+    del first["cells"]["spectral"]
+    (tmp_path / "known.json").write_text(json.dumps(first))
+    again = Ablation("tiny", str(tiny), tmp_path / "b", seeds=(0,), teacher=kept)
+    again.take(tmp_path / "known.json")
+    second = again.run()
+    assert second["cells"]["lite"] == first["cells"]["lite"] and second["teacher"] == first["teacher"]
+    made = {path.name for path in (tmp_path / "b" / "students").iterdir()}
+    assert made == {"spectral-0"} and not (tmp_path / "b" / "teacher").exists()
+    first["teacher"]["fingerprint"] = "another"
+    (tmp_path / "known.json").write_text(json.dumps(first))
+    with pytest.raises(SlimdpmError, match="is of another teacher"):
+        again.take(tmp_path / "known.json")
+
+
+def test_an_idea_changes_its_own_student_alone(teacher_folder, image_folder, tmp_path):
+    """The loss of one is doubled, and the network of the other: its neighbours are what they are alone."""
+
+    def doubled(trainer):
+        losses = trainer.distiller.losses
+        trainer.distiller.losses = lambda *args, **kwargs: {k: 2 * v for k, v in losses(*args, **kwargs).items()}
+
+    seen = []
+    ideas = {"outputs": Idea(trainer=doubled), "some": Idea(network=seen.append)}
+    jobs = variants(teacher_folder, image_folder)
+    pipelines = train_together(jobs, {name: tmp_path / name for name in jobs}, ideas=ideas)
+    train_together(variants(teacher_folder, image_folder), {name: tmp_path / f"{name}-bare" for name in jobs})
+    for name in jobs:
+        ours, bare = weights(tmp_path / name), weights(tmp_path / f"{name}-bare")
+        assert all(torch.equal(ours[key], bare[key]) for key in ours) == (name != "outputs"), name
+    assert len(seen) == 2 and seen[0] is not seen[1] and seen[1] is pipelines["some"].unet
+
+
 def test_images_without_an_evaluation_split_are_refused(tmp_path):
     np.save(tmp_path / "plain.npy", np.zeros((4, 32, 32, 3), np.uint8))
     with pytest.raises(SlimdpmError, match="must hold images below train/ and others"):
@@ -188,6 +228,27 @@ def test_ratios_are_of_the_same_seed_with_students_interval():
     assert [row[0] for row in rows] == ["lite", "spectral", "teacher", "real against real"]
     assert rows[1][headings.index("kernel distance")] == f"{np.mean(ratios):.3f} ± {stats.sem(ratios):.3f}"
     assert rows[2][headings.index("upper half")] == f"{np.mean([1 / 2, 1 / 4, 1 / 5]):.3f}"
+
+
+def test_an_effect_is_the_geometric_mean_over_what_else_a_student_has():
+    """Each of the four pairs has another ratio; their geometric mean by hand, for each seed."""
+    results = results_of([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    cells = results["cells"]
+    values = {"lite": 1.0, "spatial": 2.0, "frequency": 4.0, "spatial + frequency": 8.0}
+    for place, (name, value) in enumerate(values.items()):
+        gated = {"lite": "gating", "spatial + frequency": "spectral"}.get(name, f"gating + {name}")
+        cells[name] = results_of([value] * 3, [1.0] * 3)["cells"]["lite"]
+        with_gating = [value * (0.5 + 0.1 * place) * scale for scale in (1.0, 1.1, 1.2)]
+        cells[gated] = results_of(with_gating, [1.0] * 3)["cells"]["lite"]
+    headings, lines = tables.effects(results)
+    gating = next(line for line in lines if line[0] == "gating")
+    mean = (0.5 * 0.6 * 0.7 * 0.8) ** 0.25
+    expected = tables.Summary((mean, 1.1 * mean, 1.2 * mean))
+    low, high = expected.interval
+    assert gating[headings.index("kernel distance")] == f"{expected.mean:.3f} ({low:.3f} to {high:.3f})"
+    assert [line[0] for line in lines] == ["gating", "spatial distillation", "frequency distillation"]
+    spatial = (2 * 2 * (2 * 0.6 / 0.5) * (8 * 0.8 / (4 * 0.7))) ** 0.25  # the same in each seed
+    assert lines[1][headings.index("kernel distance")] == f"{spatial:.3f} ({spatial:.3f} to {spatial:.3f})"
 
 
 def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():

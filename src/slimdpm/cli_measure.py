@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,13 +102,7 @@ def _print(result: Evaluation) -> None:
     from slimdpm.metrics.scores import tables
 
     for headings, rows in tables(result):
-        table = Table(box=None, pad_edge=False)
-        for i, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        _wide().print(table)
-        console.print()
+        _print_table(headings, rows)
     for warning in result.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
@@ -183,6 +178,7 @@ def ablation(
     ],
     size: Annotated[str, typer.Option(help="32: hours on two CPU cores. 64: for a GPU.")] = "32",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the experiment.")] = Path("runs/ablation"),
+    teacher: Annotated[Path | None, typer.Option(help="Folder of one of an earlier run.  [default: train it]")] = None,
     groups: Annotated[list[str] | None, typer.Option("--group", help="Only these cells; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Students of each cell.")] = 3,
     latency: Annotated[bool, typer.Option("--latency", help="Time the networks too, on an idle machine.")] = False,
@@ -198,25 +194,31 @@ def ablation(
         slimdpm reproduce ablation clothing-64.npz --size 32 -o runs/ablation-32
     """
     from slimdpm.ablation.run import Ablation
-    from slimdpm.ablation.tables import rows
+    from slimdpm.ablation.tables import effects, headlines, rows
     from slimdpm.display import Display
 
-    experiment = Ablation(size, data, output, range(seeds), Display(console))
+    experiment = Ablation(size, data, output, range(seeds), Display(console), teacher=teacher)
     results = experiment.run(groups)
     if latency:
         experiment.measure_latency()
         results = experiment.results()
     if pictures is not None:
         experiment.pictures(pictures, f"ablation_{size}")
-    headings, lines = rows(results)
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    _wide().print(table)
+    for kind in (headlines, effects, rows):
+        _print_table(*kind(results))
     console.print("ratios to Lite of the same seed, mean and standard error over the seeds: below 1 is better")
     console.print(f"results: {output / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(box=None, pad_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _wide().print(table)
+    console.print()
 
 
 def _wide() -> Console:

@@ -13,6 +13,8 @@ from slimdpm.features import FeaturePair, FeatureTaps
 from slimdpm.losses import denoising_loss, frequency_loss, spatial_loss, spectral_weight
 from slimdpm.process import Process, comparison_kind
 
+Pairs = Sequence[tuple[Tensor, Tensor]]  # (aligned student, teacher): outputs first, then features
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -59,6 +61,8 @@ class Distiller:
     What is compared: both outputs in the kind of prediction named by `comparison_kind` for the student (ε or v), each
     converted from what its network predicts; and the aligned features of each pair. The outputs count as one more
     pair, at full resolution. Without a teacher only ``L_DDPM`` is left: this trains a teacher or the Lite baseline.
+
+    A term is changed by a subclass: `denoising`, `spatial`, and `weights` for L_freq.
 
     Args:
         student: the tapped student.
@@ -113,19 +117,27 @@ class Distiller:
         x_t = self.process.add_noise(x0, noise, t)  # (B, C, H, W)
         prediction, features = (student or self.student)(x_t, t, **conditions)
         prediction = self._compared(prediction, x_t, t, self.process.prediction)
-        parts = {"denoising": denoising_loss(prediction, self.process.target(self.kind, x0, noise, t))}
+        parts = {"denoising": self.denoising(prediction, self.process.target(self.kind, x0, noise, t), t)}
         if self.teacher is None or not (self.settings.lambda_spatial or self.settings.lambda_freq):
             return {"loss": parts["denoising"], **parts}
         truth, truths = self.teach(x_t, t, conditions)
         pairs = [(prediction, truth), *zip(features, truths, strict=True)]
         loss = parts["denoising"]
         if self.settings.lambda_spatial:
-            parts["spatial"] = spatial_loss(pairs)
+            parts["spatial"] = self.spatial(pairs)
             loss = loss + self.settings.lambda_spatial * parts["spatial"]
         if self.settings.lambda_freq:
-            parts["frequency"] = frequency_loss(pairs, self._weights(x0, pairs))
+            parts["frequency"] = frequency_loss(pairs, self.weights(x0, pairs, t))
             loss = loss + self.settings.lambda_freq * parts["frequency"]
         return {"loss": loss, **parts}
+
+    def denoising(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """L_DDPM."""
+        return denoising_loss(prediction, target)
+
+    def spatial(self, pairs: Pairs) -> Tensor:
+        """L_spatial."""
+        return spatial_loss(pairs)
 
     @torch.no_grad()
     def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -137,7 +149,7 @@ class Distiller:
     def _compared(self, output: Tensor, x_t: Tensor, t: Tensor, source: str) -> Tensor:
         return self.process.convert(output.float(), x_t, t, source, self.kind)
 
-    def _weights(self, x0: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def weights(self, x0: Tensor, pairs: Pairs, t: Tensor) -> list[Tensor]:
         """ω for each pair; pairs of one size share it."""
         s = self.settings
         sizes = [(ours.shape[-2], ours.shape[-1]) for ours, _ in pairs]

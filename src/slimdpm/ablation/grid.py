@@ -6,15 +6,20 @@ equally many steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from slimdpm.presets import PRESETS
 from slimdpm.recipe import Recipe, load_recipe
 
-RATES = (2e-3, 4e-3, 8e-3, 16e-3)  # learning rates that the tuning tries for each family of cells
+if TYPE_CHECKING:
+    from slimdpm.training import Trainer
+
+RATES = (4e-3, 8e-3, 16e-3)  # learning rates that the tuning tries for each family of cells
 SEEDS = (0, 1, 2)
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
@@ -105,6 +110,19 @@ SIZES = {
 
 
 @dataclass(frozen=True)
+class Idea:
+    """A change to a student that no setting makes, on trial.
+
+    Attributes:
+        network: changes its U-Net in place, and keeps the parameters: they are being trained.
+        trainer: changes its training, before the first step.
+    """
+
+    network: Callable[[nn.Module], object] = lambda network: None
+    trainer: Callable[[Trainer], object] = lambda trainer: None
+
+
+@dataclass(frozen=True)
 class Cell:
     """One student of the comparison.
 
@@ -119,6 +137,7 @@ class Cell:
         width: position in the size's widths; None is the main one.
         rate: the learning rate; None is the one that the tuning chose for the family.
         tuning: judged on the images that are held out for choices, and not sampled.
+        idea: what else it changes.
     """
 
     name: str
@@ -131,6 +150,7 @@ class Cell:
     width: int | None = None
     rate: float | None = None
     tuning: bool = False
+    idea: Idea = Idea()
 
     @property
     def family(self) -> str:
@@ -235,18 +255,22 @@ def further_cells() -> list[Cell]:
 
 
 def start_cells() -> list[Cell]:
-    """A start from the teacher's weights, without and with what the method adds."""
-    teacher = {"student.init": "teacher"}
-    return [
-        Cell(
-            "lite from teacher",
-            "start",
-            "lite, first weights from the teacher",
-            "lite",
-            settings={**teacher, **NO_TEACHER},
-        ),
-        Cell("spectral from teacher", "start", "Spectral, first weights from the teacher", settings=teacher),
-    ]
+    """A start from the teacher's weights: Lite and gating, plain and distilled."""
+    cells = []
+    for kind, name in (("lite", "lite"), ("spectral", "gating")):
+        for distilled in (False, True):
+            label = {("gating", True): "spectral"}.get((name, distilled), name + (" + distilled" if distilled else ""))
+            cells.append(
+                Cell(
+                    f"{label} from teacher",
+                    "start",
+                    f"{label}, first weights from the teacher",
+                    kind,
+                    distilled,
+                    {"student.init": "teacher"},
+                )
+            )
+    return cells
 
 
 def pareto_cells(size: Size) -> list[Cell]:
@@ -272,15 +296,22 @@ def cells_of(size: Size) -> list[Cell]:
 
 
 def recipe_of(
-    cell: Cell, size: Size, seed: int, work: Path, rate: float, losses: Mapping[str, Any] | None = None
+    cell: Cell,
+    size: Size,
+    seed: int,
+    *,
+    teacher: Path,
+    images: Path,
+    rate: float,
+    losses: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of a cell; `work` holds the teacher and the images, `losses` is the distillation that was chosen."""
+    """The recipe of a cell, with the learning rate and the distillation (`losses`) that were chosen."""
     levels = list(size.widths[cell.kind][size.main if cell.width is None else cell.width])
     shape = {"block_out_channels": levels, "norm_num_groups": 4, "attention_head_dim": 8}
     settings = {
         "task": "slim" if cell.distilled else "train",
-        "teacher": str(work / "teacher"),
-        "data.path": str(work / "data" / "train.npy"),
+        "teacher": str(teacher),
+        "data.path": str(images),
         "data.flip": True,
         "student.kind": cell.kind,
         "student.overrides": {**shape, **cell.overrides},
@@ -303,13 +334,13 @@ def recipe_of(
 FIRST_LOSSES: Mapping[str, Any] = lambdas(0.5, 0.5)
 
 
-def teacher_recipe(size: Size, work: Path) -> Recipe:
+def teacher_recipe(size: Size, images: Path) -> Recipe:
     """The teacher's recipe."""
     return load_recipe(
         None,
         settings={
             "task": "train",
-            "data.path": str(work / "data" / "train.npy"),
+            "data.path": str(images),
             "data.size": size.pixels,
             "data.flip": True,
             "student.base": size.base,

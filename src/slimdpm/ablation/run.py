@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from filelock import FileLock
+from torch import nn
 
 from slimdpm.ablation.data import prepare_parts
 from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
@@ -33,13 +36,14 @@ from slimdpm.ablation.measure import EXTRACTOR, Judge, error_measures, mean_erro
 from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import write_json
+from slimdpm.files import atomic_folder, write_json
 from slimdpm.job import plan_job, run_job
+from slimdpm.loading import read_json
 from slimdpm.profile import build, latencies, measure
 from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts
 from slimdpm.sharing import share
-from slimdpm.teachers import load_pipeline
+from slimdpm.teachers import fingerprint, load_pipeline
 
 TOGETHER = 9  # cells at most that share one run of the teacher
 SHOWN = 16  # samples of each network in a picture
@@ -66,15 +70,27 @@ class Ablation:
         folder: keeps everything; the same call goes on where it was.
         seeds: of the students.
         display: where progress is shown.
+        teacher: the folder of one that was trained before; by default it is trained.
+        more: cells beside the grid's.
     """
 
     def __init__(
-        self, size: str, data: str, folder: Path, seeds: Sequence[int] = SEEDS, display: Display | None = None
+        self,
+        size: str,
+        data: str,
+        folder: Path,
+        seeds: Sequence[int] = SEEDS,
+        display: Display | None = None,
+        *,
+        teacher: Path | None = None,
+        more: Sequence[Cell] = (),
     ):
         if size not in SIZES:
             raise SlimdpmError(f"there is no ablation of size {size!r}; there are {', '.join(SIZES)}")
         self.size, self.label, self.folder, self.seeds = SIZES[size], size, folder, tuple(seeds)
         self.display = display or Display()
+        self.given, self.teacher = teacher is not None, teacher or folder / "teacher-bf16"
+        self.cells = [*cells_of(self.size), *more]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".data.lock"):
             self.parts = prepare_parts(data, folder / "data", self.size.pixels, self.display)
@@ -92,37 +108,53 @@ class Ablation:
         self.train_teacher()
         for choices in (tuning_cells(), loss_tuning_cells()):
             self._do([Piece(tuple(cells), self.seeds[0]) for cells in _grouped(choices)], wait=True)
-        cells = [cell for cell in cells_of(self.size) if groups is None or cell.group in groups]
+        cells = [cell for cell in self.cells if groups is None or cell.group in groups]
         if not cells:
-            raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(cells_of(self.size)))}")
+            raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(self.cells))}")
         self._do(Piece(tuple(packed), seed) for packed in _packed(cells) for seed in self.seeds)
         return self.results()
 
     def train_teacher(self) -> None:
-        """Train the teacher, and measure it and the floor; other processes wait for it."""
+        """Train the teacher unless one was given, and measure it and the floor; other processes wait for it."""
         with FileLock(self.folder / ".teacher.lock"):
-            if not (self.folder / "teacher.json").exists():
-                run_job(plan_job(teacher_recipe(self.size, self.folder)), self.folder / "teacher", self.display)
-                pipeline = load_pipeline(self.folder / "teacher")
+            if not self.given and not self.teacher.exists():
+                run_job(plan_job(teacher_recipe(self.size, self.images)), self.folder / "teacher", self.display)
+                keep_in_bf16(load_pipeline(self.folder / "teacher"), self.teacher)
+            if not self._teacher_file.exists():
+                pipeline = load_pipeline(self.teacher)
                 cost = measure({**pipeline.unet.config, "_class_name": "UNet2DModel"})
+                facts = {"fingerprint": fingerprint(pipeline.unet), **vars(cost)}
                 measures = self.judge.measures("teacher", pipeline)
-                write_json(
-                    self.folder / "teacher.json",
-                    {**vars(cost), "measures": measures, "floor": self.judge.floor()},
-                )
+                write_json(self._teacher_file, {**facts, "measures": measures, "floor": self.judge.floor()})
+
+    def take(self, results: Path) -> None:
+        """Count the cells of earlier results as done; their students are not there to be looked at.
+
+        Raises:
+            SlimdpmError: if they are of another teacher.
+        """
+        self.train_teacher()
+        known, teacher = read_json(results), json.loads(self._teacher_file.read_text())
+        if known["teacher"]["fingerprint"] != teacher["fingerprint"]:
+            raise SlimdpmError(f"{results} is of another teacher than {self.teacher}")
+        for name, cell in {**known["tuning"], **known["cells"]}.items():
+            for seed, measured in cell["seeds"].items():
+                if not (file := self._file(name, int(seed))).exists():
+                    write_json(file, measured)
 
     def _do(self, pieces: Iterable[Piece], *, wait: bool = False) -> None:
         share(pieces, lambda piece: self.folder / f".{piece.name}.lock", self._piece, wait=wait)
 
     def _piece(self, piece: Piece) -> None:
-        missing = [cell for cell in piece.cells if not self._file(cell, piece.seed).exists()]
+        missing = [cell for cell in piece.cells if not self._file(cell.name, piece.seed).exists()]
         if not missing:
             return
         self.display.say(f"{piece.name}: {', '.join(cell.name for cell in missing)}")
         recipes = {cell.name: self.recipe(cell, piece.seed) for cell in missing}
         jobs = {name: plan_job(recipe) for name, recipe in recipes.items()}
         folders = {cell.name: self._run_folder(cell, piece.seed) for cell in missing}
-        pipelines = train_together(jobs, folders, self.display)
+        ideas = {cell.name: cell.idea for cell in missing}
+        pipelines = train_together(jobs, folders, self.display, ideas=ideas)
         for cell in self.display.track(missing, len(missing), "measuring", "students"):
             pipeline, job = pipelines[cell.name], jobs[cell.name]
             measures = (
@@ -131,17 +163,25 @@ class Ablation:
                 else self.judge.measures(f"{cell.name}-{piece.seed}", pipeline)
             )
             facts = {"rate": job.recipe.train.lr, "channels": list(job.plan.config["block_out_channels"])}
-            write_json(self._file(cell, piece.seed), {**facts, **vars(job.plan.cost), "measures": measures})
+            write_json(self._file(cell.name, piece.seed), {**facts, **vars(job.plan.cost), "measures": measures})
 
     def recipe(self, cell: Cell, seed: int) -> Recipe:
         """The recipe of a cell, with what the tuning chose for it."""
         rate = cell.rate or self.best([other for other in tuning_cells() if other.family == cell.family]).rate
         losses = None if cell.tuning else self.best(self._loss_candidates()).settings
-        return recipe_of(cell, self.size, seed, self.folder, rate or RATES[0], losses)
+        return recipe_of(
+            cell,
+            self.size,
+            seed,
+            teacher=self.teacher,
+            images=self.images,
+            rate=rate or RATES[0],
+            losses=losses,
+        )
 
     def best(self, cells: Sequence[Cell]) -> Cell:
         """The cell with the smallest error on the tuning images, averaged over the noise levels."""
-        found = [json.loads(self._file(cell, self.seeds[0]).read_text())["measures"] for cell in cells]
+        found = [json.loads(self._file(cell.name, self.seeds[0]).read_text())["measures"] for cell in cells]
         errors = [mean_error(measures, found[0]) for measures in found]
         return cells[errors.index(min(errors))]
 
@@ -154,9 +194,9 @@ class Ablation:
         results = self.results()
         cells_figure(results, folder / f"{name}_cells.png")
         pareto_figure(results, folder / f"{name}_pareto.png")
-        networks = {"teacher": load_pipeline(self.folder / "teacher")}
+        networks = {"teacher": load_pipeline(self.teacher)}
         for cell in core_cells():
-            if self._file(cell, self.seeds[0]).exists():
+            if self._run_folder(cell, self.seeds[0]).exists():
                 label = f"{cell.name}-{self.seeds[0]}"
                 networks[label] = load_pipeline(self._run_folder(cell, self.seeds[0]))
         made = [self.judge.samples(label, pipeline, SHOWN) for label, pipeline in networks.items()]
@@ -167,7 +207,7 @@ class Ablation:
 
     def measure_latency(self) -> None:
         """Time one step of the teacher and of Lite and Spectral at each width, on an otherwise idle machine."""
-        networks = {"teacher": load_pipeline(self.folder / "teacher").unet}
+        networks = {"teacher": load_pipeline(self.teacher).unet}
         for cell in [*core_cells(), *pareto_cells(self.size)]:
             if cell.group.startswith("pareto") or cell.name in ("lite", "spectral"):
                 recipe = self.recipe(cell, self.seeds[0])
@@ -176,12 +216,12 @@ class Ablation:
 
     def results(self) -> dict[str, Any]:
         """Everything that is measured so far; written to ``results.json``."""
-        teacher = json.loads((self.folder / "teacher.json").read_text())
+        teacher = json.loads(self._teacher_file.read_text())
         result = {
             "facts": self._facts(),
             "floor": teacher.pop("floor"),
             "teacher": teacher,
-            "cells": self._collected(cells_of(self.size)),
+            "cells": self._collected(self.cells),
             "latency": self._latency(),
             "tuning": self._collected([*tuning_cells(), *loss_tuning_cells()]),
         }
@@ -195,7 +235,7 @@ class Ablation:
     def _collected(self, cells: Sequence[Cell]) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for cell in cells:
-            files = {seed: self._file(cell, seed) for seed in self.seeds}
+            files = {seed: self._file(cell.name, seed) for seed in self.seeds}
             seeds = {str(seed): json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
             if seeds:
                 table[cell.name] = {"group": cell.group, "about": cell.about, "family": cell.family, "seeds": seeds}
@@ -213,11 +253,29 @@ class Ablation:
             "hardware": machine_facts(),
         }
 
-    def _file(self, cell: Cell, seed: int) -> Path:
-        return self.folder / "results" / f"{_slug(cell.name)}-{seed}.json"
+    @property
+    def images(self) -> Path:
+        return self.folder / "data" / "train.npy"
+
+    @property
+    def _teacher_file(self) -> Path:
+        return self.folder / "teacher.json"
+
+    def _file(self, cell: str, seed: int) -> Path:
+        return self.folder / "results" / f"{_slug(cell)}-{seed}.json"
 
     def _run_folder(self, cell: Cell, seed: int) -> Path:
         return self.folder / "students" / f"{_slug(cell.name)}-{seed}"
+
+
+def keep_in_bf16(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline of a few MB so that a repository can hold it: half of the bytes, in small files.
+
+    What is loaded from there is the same to the bit everywhere, so it is what the students learn from here, too.
+    """
+    nn.Module.to(pipeline.unet, torch.bfloat16)  # not diffusers' own, which warns
+    with atomic_folder(folder) as temporary:
+        pipeline.save_pretrained(temporary, max_shard_size="1900KB")
 
 
 def _grouped(cells: Sequence[Cell]) -> list[list[Cell]]:

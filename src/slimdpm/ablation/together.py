@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from slimdpm.ablation.grid import Idea
 from slimdpm.display import Display
 from slimdpm.job import Job, new_trainer
 from slimdpm.parallel import make_accelerator
@@ -43,7 +44,11 @@ class OncePerBatch(nn.Module):
 
 
 def train_together(
-    jobs: Mapping[str, Job], folders: Mapping[str, Path], display: Display | None = None
+    jobs: Mapping[str, Job],
+    folders: Mapping[str, Path],
+    display: Display | None = None,
+    *,
+    ideas: Mapping[str, Idea] | None = None,
 ) -> dict[str, DiffusionPipeline]:
     """Run jobs that share teacher, data, seed and steps; each keeps a run folder of its own, and resumes from it.
 
@@ -53,6 +58,7 @@ def train_together(
         jobs: by name.
         folders: of the runs, by the same names.
         display: where progress is shown.
+        ideas: changes to some of them.
 
     Returns:
         the students' pipelines with averaged weights.
@@ -60,7 +66,7 @@ def train_together(
     Raises:
         slimdpm.stopping.Stopped: on Ctrl-C or SIGTERM, after a checkpoint of each.
     """
-    display = display or Display()
+    display, ideas = display or Display(), ideas or {}
     teachers = [job.teacher for job in jobs.values() if job.teacher is not None]
     shared = OncePerBatch(teachers[0].unet) if teachers else None
     with ExitStack() as stack:
@@ -69,11 +75,16 @@ def train_together(
         trainers: dict[str, Trainer] = {}
         for name, job in jobs.items():
             trainers[name] = _trainer(job, folders[name], accelerator, shared, stack)
+            ideas.get(name, Idea()).network(trainers[name].state.student.unet)
+            ideas.get(name, Idea()).trainer(trainers[name])
             trainers[name].resume()
         stack.enter_context(torch.random.fork_rng())
         received = stack.enter_context(stop_signals())
         _advance(list(trainers.values()), received, display)
-        return {name: _pipeline(jobs[name], trainer) for name, trainer in trainers.items()}
+        pipelines = {name: _pipeline(jobs[name], trainer) for name, trainer in trainers.items()}
+        for name, idea in ideas.items():
+            idea.network(pipelines[name].unet)
+        return pipelines
 
 
 def _trainer(
