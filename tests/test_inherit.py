@@ -233,3 +233,17 @@ def test_without_a_teacher_there_is_nothing_to_inherit(image_folder):
     )
     with pytest.raises(SlimdpmError, match=r"student\.init is teacher, but this run has none"):
         plan_job(recipe)
+
+
+def test_gated_resamplers_that_mix_do_what_the_teachers_do_to_flat_features():
+    """Away from the edges, where a convolution sees zeros."""
+    teacher = UNet2DModel(**TINY)
+    student = SpectralUNet2DModel(**TINY, wavelet_expansion="dense", wavelet_down_mix=True)
+    fresh = inherit(teacher, student)
+    assert fresh and all(".gate." in name for name in fresh)
+    flat = torch.randn(2, TINY["block_out_channels"][0], 1, 1).expand(-1, -1, 8, 8)
+    for names in ("down_blocks.0.downsamplers.0", "up_blocks.0.upsamplers.0"):
+        theirs, ours = teacher.get_submodule(names), student.get_submodule(names)
+        x = flat if flat.shape[1] == theirs.channels else flat.repeat(1, theirs.channels // flat.shape[1], 1, 1)
+        inner = (..., slice(1, -1), slice(1, -1))
+        torch.testing.assert_close(ours(x)[inner], theirs(x)[inner])

@@ -126,6 +126,7 @@ def _restated(teacher: Any, student: Any, theirs: _Walk, ours: _Walk) -> dict[st
     """The teacher's weights, and what the student states otherwise than by fewer channels."""
     tensors = {name: value.detach().cpu() for name, value in teacher.state_dict().items()}
     _add_identities(tensors, theirs, ours)
+    _add_gated(tensors, student)
     for group in ours.heads.keys() & theirs.heads.keys():
         # Attention divides the products of queries and keys by the root of a head's size.
         size, previous = (walk.widths[group] / walk.heads[group] for walk in (ours, theirs))
@@ -147,6 +148,24 @@ def _add_identities(tensors: dict[str, Tensor], theirs: _Walk, ours: _Walk) -> N
             tensors[name.replace("weight", "bias")] = torch.zeros(width)
 
 
+def _add_gated(tensors: dict[str, Tensor], student: nn.Module) -> None:
+    """A resampler's convolution as gated resampling with full mixing states it, where the features change slowly.
+
+    There the sum of the taps is all that a convolution does. LL is twice the mean of its block, and the detail bands
+    start at nothing.
+    """
+    for name, module in student.named_modules():
+        if f"{name}.conv.weight" not in tensors:
+            continue
+        taps, bias = tensors[f"{name}.conv.weight"].sum((2, 3), keepdim=True), tensors[f"{name}.conv.bias"]
+        if isinstance(module, WaveletGatingDown) and module.mix is not None:
+            tensors[f"{name}.mix.weight"], tensors[f"{name}.mix.bias"] = taps / (2 * module.gate.init[0]), bias
+        elif isinstance(module, WaveletGatingUp) and module.expand is not None and module.expand.groups == 1:
+            for kind, low in (("weight", taps), ("bias", bias)):
+                bands = [low * 2 / module.gate.init[0], *[torch.zeros_like(low)] * 3]
+                tensors[f"{name}.expand.{kind}"] = torch.cat(bands)
+
+
 def _time_basis(teacher: Any, student: Any) -> Tensor:
     """The teacher's sinusoids of the timestep as sums of the student's, which have other frequencies: ``(C_T, C_S)``.
 
@@ -165,6 +184,8 @@ def _mixing(unet: nn.Module) -> set[str]:
             return module.conv_shortcut is not None
         if isinstance(module, (Downsample2D, Upsample2D)):
             return module.use_conv
+        if isinstance(module, WaveletGatingDown):
+            return module.mix is not None
         return isinstance(module, WaveletGatingUp) and module.expand is not None
 
     return {name for name, module in unet.named_modules() if mixes(module)}
@@ -270,7 +291,9 @@ class _Walk:
         hidden = self._new(gate.squeeze, gate.squeeze.out_features)
         self._layer(gate.squeeze, hidden, x)
         self._layer(gate.excite, out * 4, hidden)
-        if isinstance(resampler, WaveletGatingUp) and resampler.expand is not None:
+        if isinstance(resampler, WaveletGatingDown):
+            self._layer(resampler.mix, out, x)
+        elif resampler.expand is not None:
             self._layer(resampler.expand, out * 4, x if resampler.expand.groups == 1 else None)
         return out
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RATES = (4e-3, 8e-3, 16e-3)  # learning rates that the tuning tries for each family of cells
 SEEDS = (0, 1, 2)
+MIXED = {"wavelet_expansion": "dense", "wavelet_down_mix": True}  # gated resamplers that mix all channels
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -179,12 +180,8 @@ def tuning_cells() -> list[Cell]:
 def loss_tuning_cells() -> list[Cell]:
     """Candidates for the grid's distillation, judged like the learning rates."""
     candidates = {
-        "outputs-0.1": lambdas(0.1, 0.1),
-        "outputs-1": lambdas(1.0, 1.0),
         "outputs-2": lambdas(2.0, 2.0),
-        "outputs-5": lambdas(5.0, 5.0),
         "all-0.1": lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
-        "all-0.02": lambdas(0.02, 0.02, **{"distill.pairs": "auto"}),
     }
     return [
         Cell(
@@ -250,6 +247,7 @@ def further_cells() -> list[Cell]:
         Cell("reduction 1", "gating", "the gates' FFN not reduced", overrides={"wavelet_gate_reduction": 1}),
         Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
         Cell("down mix", "gating", "a 1x1 convolution after WG-Down", overrides={"wavelet_down_mix": True}),
+        Cell("mixed", "gating", "a dense expansion and a 1x1 convolution after WG-Down", overrides=MIXED),
     ]
     return cells
 
@@ -270,6 +268,15 @@ def start_cells() -> list[Cell]:
                     {"student.init": "teacher"},
                 )
             )
+    cells.append(
+        Cell(
+            "spectral mixed from teacher",
+            "start",
+            "the same with resamplers that mix all channels",
+            settings={"student.init": "teacher"},
+            overrides=MIXED,
+        )
+    )
     return cells
 
 
