@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from slimdpm.ablation import figures, grid, run, tables
-from slimdpm.ablation.grid import Cell, Idea, Size
+from slimdpm.ablation.choices import FIRST_LOSSES, Choices, stages
+from slimdpm.ablation.grid import DENSE, Cell, Idea, Size
 from slimdpm.ablation.run import Ablation
 from slimdpm.ablation.together import OncePerBatch, train_together
 from slimdpm.errors import SlimdpmError
@@ -150,6 +151,28 @@ def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, tmp_path):
     assert json.loads(one.read_text()) == known
     unchanged = {p for p, stamp in stamps.items() if p.stat().st_mtime_ns == stamp}
     assert unchanged >= {p for p in stamps if "alpha_0-1" not in str(p)}
+
+
+def test_each_choice_is_made_with_the_winners_of_the_ones_before(tmp_path):
+    errors = {"tune/lite-plain-0.016": 0.5, "tune/spectral-plain-0.004": 0.5, "tune/spectral-distilled-0.016": 0.5}
+    errors |= {"tune/gating-dense": 0.4, "tune/gating-mixed": 0.6, "tune/losses-outputs-2": 0.45}
+    asked = []
+
+    def measures(cell):
+        asked.append(cell.stage)
+        return {f"overall error t={t}": errors.get(cell.name, 1.0) * scale for t, scale in ((50, 1.0), (500, 0.01))}
+
+    choices = Choices(measures)
+    first, second, third, fourth = stages()
+    assert choices.rate("lite, plain") == 0.016 and choices.rate("spectral, plain") == 0.004
+    assert choices.gating(first[-1]) == choices.gating(second[0]) == {} and choices.losses(third[0]) == FIRST_LOSSES
+    assert max(asked) == 0  # nothing of a later stage is asked for before it is there
+    assert choices.gating(third[-1]) == DENSE and choices.gating(third[0]) == {}  # the first of them are Lite
+    assert choices.losses(fourth[0]) == FIRST_LOSSES and max(asked) == 1
+    grid_cell = Cell("spectral", "core", "")
+    assert choices.losses(grid_cell)["distill.lambda_freq"] == 2.0 and choices.gating(grid_cell) == DENSE
+    errors["tune/losses-outputs-2"] = 0.55
+    assert choices.losses(grid_cell) == FIRST_LOSSES
 
 
 def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, tmp_path):

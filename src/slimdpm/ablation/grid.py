@@ -19,9 +19,19 @@ from slimdpm.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from slimdpm.training import Trainer
 
-RATES = (4e-3, 8e-3, 16e-3)  # learning rates that the tuning tries for each family of cells
 SEEDS = (0, 1, 2)
-MIXED = {"wavelet_expansion": "dense", "wavelet_down_mix": True}  # gated resamplers that mix all channels
+FAMILIES = {  # cells of one family share a learning rate
+    (kind, distilled): f"{kind}, {'distilled' if distilled else 'plain'}"
+    for kind in ("lite", "spectral")
+    for distilled in (False, True)
+}
+# How gated resamplers mix channels. The paper's way is the grouped expansion, and nothing after WG-Down.
+GROUPED = {"wavelet_expansion": "grouped", "wavelet_down_mix": False}
+DENSE = {**GROUPED, "wavelet_expansion": "dense"}
+GROUPED_MIXED = {**GROUPED, "wavelet_down_mix": True}
+DENSE_MIXED = {**DENSE, "wavelet_down_mix": True}
+UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
+STAGES = 4  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -136,8 +146,8 @@ class Cell:
         settings: of the recipe, on top of the size's.
         overrides: of the student's config.
         width: position in the size's widths; None is the main one.
-        rate: the learning rate; None is the one that the tuning chose for the family.
-        tuning: judged on the images that are held out for choices, and not sampled.
+        rate: the learning rate; None is the one that was chosen for the family.
+        stage: of the choices; a cell of the grid comes after all of them.
         idea: what else it changes.
     """
 
@@ -150,49 +160,18 @@ class Cell:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     width: int | None = None
     rate: float | None = None
-    tuning: bool = False
+    stage: int = STAGES
     idea: Idea = Idea()
 
     @property
     def family(self) -> str:
         """Cells of one family share a learning rate."""
-        return f"{self.kind}, {'distilled' if self.distilled else 'plain'}"
+        return FAMILIES[self.kind, self.distilled]
 
-
-def tuning_cells() -> list[Cell]:
-    """The learning rates of each family, judged on images that neither the teacher nor the evaluation has seen."""
-    families = [(kind, distilled) for kind in ("lite", "spectral") for distilled in (False, True)]
-    return [
-        Cell(
-            f"tune/{kind}-{'distilled' if distilled else 'plain'}-{rate:g}",
-            f"tune-{kind}",
-            f"{kind}, {'distilled' if distilled else 'plain'}, learning rate {rate:g}",
-            kind,
-            distilled,
-            rate=rate,
-            tuning=True,
-        )
-        for kind, distilled in families
-        for rate in RATES
-    ]
-
-
-def loss_tuning_cells() -> list[Cell]:
-    """Candidates for the grid's distillation, judged like the learning rates."""
-    candidates = {
-        "outputs-2": lambdas(2.0, 2.0),
-        "all-0.1": lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
-    }
-    return [
-        Cell(
-            f"tune/losses-{name}",
-            f"tune-{name.partition('-')[0]}",
-            f"distillation: {name}",
-            settings=settings,
-            tuning=True,
-        )
-        for name, settings in candidates.items()
-    ]
+    @property
+    def tuning(self) -> bool:
+        """Judged on the images that are held out for choices, and not sampled."""
+        return self.stage < STAGES
 
 
 def lambdas(spatial: float, frequency: float, **more: Any) -> dict[str, Any]:
@@ -240,14 +219,15 @@ def further_cells() -> list[Cell]:
         ),
     ]
     cells += [
-        Cell("expansion dense", "gating", "WG-Up's expansion dense", overrides={"wavelet_expansion": "dense"}),
-        Cell("expansion none", "gating", "WG-Up without expansion", overrides={"wavelet_expansion": "none"}),
+        Cell("grouped", "gating", "the paper's reading: a grouped expansion, no mixing", overrides=GROUPED),
+        Cell("dense", "gating", "a dense expansion", overrides=DENSE),
+        Cell("grouped and mixed", "gating", "a 1x1 convolution after WG-Down", overrides=GROUPED_MIXED),
+        Cell("dense and mixed", "gating", "both", overrides=DENSE_MIXED),
+        Cell("no expansion", "gating", "WG-Up without expansion", overrides=UNEXPANDED),
         Cell("gates equal", "gating", "gates start at ½", overrides={"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}),
         Cell("gates fixed", "gating", "gates fixed at their start", settings={"train.freeze": ["*.gate.*"]}),
         Cell("reduction 1", "gating", "the gates' FFN not reduced", overrides={"wavelet_gate_reduction": 1}),
         Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
-        Cell("down mix", "gating", "a 1x1 convolution after WG-Down", overrides={"wavelet_down_mix": True}),
-        Cell("mixed", "gating", "a dense expansion and a 1x1 convolution after WG-Down", overrides=MIXED),
     ]
     return cells
 
@@ -268,15 +248,6 @@ def start_cells() -> list[Cell]:
                     {"student.init": "teacher"},
                 )
             )
-    cells.append(
-        Cell(
-            "spectral mixed from teacher",
-            "start",
-            "the same with resamplers that mix all channels",
-            settings={"student.init": "teacher"},
-            overrides=MIXED,
-        )
-    )
     return cells
 
 
@@ -310,9 +281,10 @@ def recipe_of(
     teacher: Path,
     images: Path,
     rate: float,
-    losses: Mapping[str, Any] | None = None,
+    gating: Mapping[str, Any],
+    losses: Mapping[str, Any],
 ) -> Recipe:
-    """The recipe of a cell, with the learning rate and the distillation (`losses`) that were chosen."""
+    """The recipe of a cell; rate, `gating` (of the config) and `losses` (settings) are what was chosen."""
     levels = list(size.widths[cell.kind][size.main if cell.width is None else cell.width])
     shape = {"block_out_channels": levels, "norm_num_groups": 4, "attention_head_dim": 8}
     settings = {
@@ -321,7 +293,7 @@ def recipe_of(
         "data.path": str(images),
         "data.flip": True,
         "student.kind": cell.kind,
-        "student.overrides": {**shape, **cell.overrides},
+        "student.overrides": {**shape, **gating, **cell.overrides},
         "train.schedule": "cosine",
         "train.lr": rate,
         "train.seed": seed,
@@ -330,15 +302,10 @@ def recipe_of(
         "train.trackers": [],
         "train.keep": 1,
         **size.student_settings,
-        **(FIRST_LOSSES if cell.distilled else NO_TEACHER),
-        **((losses or {}) if cell.distilled else {}),
+        **(losses if cell.distilled else NO_TEACHER),
         **cell.settings,
     }
     return load_recipe(None, settings=settings)
-
-
-# The distillation for which the learning rates are tuned; the losses are tuned next, at the rate that won.
-FIRST_LOSSES: Mapping[str, Any] = lambdas(0.5, 0.5)
 
 
 def teacher_recipe(size: Size, images: Path) -> Recipe:

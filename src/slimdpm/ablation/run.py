@@ -17,22 +17,20 @@ from diffusers import DiffusionPipeline
 from filelock import FileLock
 from torch import nn
 
+from slimdpm.ablation.choices import Choices, stages
 from slimdpm.ablation.data import prepare_parts
 from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
 from slimdpm.ablation.grid import (
-    RATES,
     SEEDS,
     SIZES,
     Cell,
     cells_of,
     core_cells,
-    loss_tuning_cells,
     pareto_cells,
     recipe_of,
     teacher_recipe,
-    tuning_cells,
 )
-from slimdpm.ablation.measure import EXTRACTOR, Judge, error_measures, mean_error
+from slimdpm.ablation.measure import EXTRACTOR, Judge, Measures, error_measures
 from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -94,6 +92,7 @@ class Ablation:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".data.lock"):
             self.parts = prepare_parts(data, folder / "data", self.size.pixels, self.display)
+        self.choices = Choices(self._measured)
         self.judge = Judge(folder / "samples", self.parts["evaluation"], self.size.images, self.size.sampler_steps)
 
     def run(self, groups: Sequence[str] | None = None) -> dict[str, Any]:
@@ -106,8 +105,8 @@ class Ablation:
             the results, also in ``results.json``. Pieces that other processes are at are missing in them.
         """
         self.train_teacher()
-        for choices in (tuning_cells(), loss_tuning_cells()):
-            self._do([Piece(tuple(cells), self.seeds[0]) for cells in _grouped(choices)], wait=True)
+        for candidates in stages():
+            self._do([Piece(tuple(cells), self.seeds[0]) for cells in _grouped(candidates)], wait=True)
         cells = [cell for cell in self.cells if groups is None or cell.group in groups]
         if not cells:
             raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(self.cells))}")
@@ -167,27 +166,19 @@ class Ablation:
 
     def recipe(self, cell: Cell, seed: int) -> Recipe:
         """The recipe of a cell, with what the tuning chose for it."""
-        rate = cell.rate or self.best([other for other in tuning_cells() if other.family == cell.family]).rate
-        losses = None if cell.tuning else self.best(self._loss_candidates()).settings
         return recipe_of(
             cell,
             self.size,
             seed,
             teacher=self.teacher,
             images=self.images,
-            rate=rate or RATES[0],
-            losses=losses,
+            rate=cell.rate or self.choices.rate(cell.family),
+            gating=self.choices.gating(cell),
+            losses=self.choices.losses(cell),
         )
 
-    def best(self, cells: Sequence[Cell]) -> Cell:
-        """The cell with the smallest error on the tuning images, averaged over the noise levels."""
-        found = [json.loads(self._file(cell.name, self.seeds[0]).read_text())["measures"] for cell in cells]
-        errors = [mean_error(measures, found[0]) for measures in found]
-        return cells[errors.index(min(errors))]
-
-    def _loss_candidates(self) -> list[Cell]:
-        rated = [cell for cell in tuning_cells() if cell.family == "spectral, distilled"]
-        return [self.best(rated), *loss_tuning_cells()]
+    def _measured(self, candidate: Cell) -> Measures:
+        return json.loads(self._file(candidate.name, self.seeds[0]).read_text())["measures"]
 
     def pictures(self, folder: Path, name: str) -> None:
         """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``."""
@@ -223,7 +214,7 @@ class Ablation:
             "teacher": teacher,
             "cells": self._collected(self.cells),
             "latency": self._latency(),
-            "tuning": self._collected([*tuning_cells(), *loss_tuning_cells()]),
+            "tuning": self._collected([cell for candidates in stages() for cell in candidates]),
         }
         write_json(self.folder / "results.json", result)
         return result
