@@ -44,6 +44,7 @@ from slimdpm.sharing import share
 from slimdpm.teachers import fingerprint, load_pipeline
 
 TOGETHER = 9  # cells at most that share one run of the teacher
+SHOWN_CELLS = ("lite", "spatial + frequency", "gating", "spectral", "lite from teacher", "spectral from teacher")
 SHOWN = 16  # samples of each network in a picture
 
 
@@ -181,15 +182,18 @@ class Ablation:
         return json.loads(self._file(candidate.name, self.seeds[0]).read_text())["measures"]
 
     def pictures(self, folder: Path, name: str) -> None:
-        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``."""
+        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``.
+
+        The rows of the last: real images, the teacher, and `SHOWN_CELLS` of the first seed as far as they are there.
+        """
         results = self.results()
         cells_figure(results, folder / f"{name}_cells.png")
         pareto_figure(results, folder / f"{name}_pareto.png")
         networks = {"teacher": load_pipeline(self.teacher)}
-        for cell in core_cells():
-            if self._run_folder(cell, self.seeds[0]).exists():
-                label = f"{cell.name}-{self.seeds[0]}"
-                networks[label] = load_pipeline(self._run_folder(cell, self.seeds[0]))
+        for cell in self.cells:
+            student = self._run_folder(cell, self.seeds[0]) / "student"
+            if cell.name in SHOWN_CELLS and student.exists():
+                networks[f"{cell.name}-{self.seeds[0]}"] = load_pipeline(student)
         made = [self.judge.samples(label, pipeline, SHOWN) for label, pipeline in networks.items()]
         samples_figure(
             [self.parts["evaluation"][:: len(self.parts["evaluation"]) // SHOWN][:SHOWN], *made],
