@@ -83,6 +83,8 @@ class Choices:
 
     def losses(self, cell: Cell) -> Mapping[str, Any]:
         """Settings of a cell's distillation."""
+        if not cell.distilled:
+            return {}
         if cell.stage <= 3:
             return FIRST_LOSSES
         best = self._best([self._best_rated(FAMILIES["spectral", True]), *loss_cells()])
