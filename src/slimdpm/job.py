@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from slimdpm.cache.prepare import prepare_data
 from slimdpm.conditioning import new_class_labels
-from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair, match_features
@@ -160,13 +160,14 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
 
 
 def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:
-    """A job's images made ready, and what trains on them in the run's open folder."""
+    """A job's data made ready, and what trains on it in the run's open folder."""
     display = display or Display()
+    images, conditioning = prepare_data(job, run, accelerator, display)
     return Trainer(
         job.recipe,
         job.plan.config,
-        job.shell,
-        _prepare(job, run, accelerator, display),
+        replace(job.shell, conditioning=conditioning),
+        images,
         run,
         accelerator,
         teacher=job.teacher,
@@ -189,24 +190,6 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()
     return results.pipeline(weights)
-
-
-def _prepare(job: Job, run: RunFolder, accelerator: Accelerator, display: Display) -> Images:
-    """The main process decodes first, the others read what it cached."""
-    data = job.recipe.data
-    decoder = Decoder(job.shell.image_size, job.shell.image_channels, data.crop, data.interpolation)
-
-    def track(items, total):
-        return display.track(items, total, "reading images", "images")
-
-    with accelerator.main_process_first():
-        images = prepare_images(
-            job.source, decoder, cache=run.cache if data.cache else None, workers=data.workers, track=track
-        )
-    skipped = images.report_broken()
-    if skipped:
-        display.say(f"warning: {skipped}")
-    return replace(images, conditions=job.conditions)
 
 
 def _resolved(recipe: Recipe, shell: Shell) -> Recipe:

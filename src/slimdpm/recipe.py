@@ -49,7 +49,10 @@ class DataRecipe(Section):
     column: str | None = None  # of a Hugging Face data set; by default its first image column
     label_column: str | None = None  # where the classes are: a column, an array in an .npz, an extension in .tar
     text_column: str | None = None  # where the captions are, in the same way
-    cache: bool = True  # keep the decoded squares in the run folder (center crops only)
+    # What is computed once: decoded squares, latents, text embeddings (images: center crops only). True keeps it in the
+    # run folder, a path in that folder, for several runs; false computes it anew each time.
+    cache: bool | str = True
+    cache_dtype: Literal["float32", "float16"] = "float32"  # of latents and text embeddings on the disk
     workers: int = Field(2, ge=0)  # processes that decode images
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from slimdpm.errors import SlimdpmError
+
+if TYPE_CHECKING:
+    from slimdpm.cache.text import Embeddings
 
 Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
 
@@ -55,6 +58,15 @@ class Guidance:
         return without + self.scale * (wanted - without)
 
 
+class Keeper(Protocol):
+    """Keeps what is made of different texts: see `slimdpm.cache.text.prepare_embeddings`."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embeddings(self, texts: Sequence[str], encode: Callable, encoder: str) -> Embeddings: ...
+
+
 class Conditioning(Protocol):
     """One of the three cases.
 
@@ -97,6 +109,9 @@ class Conditioning(Protocol):
 
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         """Prompts for samples, from the data's conditions; none if samples do without."""
+
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        """For training: what frozen networks make of these conditions is computed once and kept, if it is worth it."""
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         """What a batch gives the network.
@@ -150,6 +165,9 @@ class Unconditional:
 
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         return []
+
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        return self
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.annotations import labels_of
-from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Request
+from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request
 from slimdpm.errors import SlimdpmError
 
 MISSING_LABELS = (
@@ -120,6 +120,9 @@ class ClassLabels:
 
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         return []
+
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        return self  # an embedder's one token is looked up as fast as a kept one
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         labels = batch["conditions"]
