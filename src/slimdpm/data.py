@@ -65,7 +65,7 @@ class Images:
         squares: all squares ``(len(source), size, size, channels)`` if they are cached, else None.
         conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
         latents: the clean samples of all of the source's images, if they are kept: a store with the parts of
-            `slimdpm.teachers.Shell.moments`, each as it is and, if there are two variants, mirrored.
+            `slimdpm.teachers.Shell.moments`, each as it is and mirrored, or once if mirroring is flipping it.
     """
 
     source: Source
@@ -89,8 +89,9 @@ class Images:
     def moments(self, number: int, mirrored: bool) -> dict[str, Tensor]:
         """What is kept of the clean sample of the `number`-th good image, float32 ``(C, h, w)`` each."""
         assert self.latents is not None
-        row = self.latents.row(int(self.good[number]))
-        return {part: variants[int(mirrored)].float() for part, variants in row.items()}
+        row = self.latents.row(int(self.good[number]))  # (variants, C, h, w) of each part
+        chosen = {part: variants[int(mirrored) % len(variants)].float() for part, variants in row.items()}
+        return {part: rows.flip(-1) if mirrored and len(row[part]) == 1 else rows for part, rows in chosen.items()}
 
     def condition(self, number: int) -> Any:
         """What is known of the `number`-th good image."""

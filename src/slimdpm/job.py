@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from slimdpm.cache.prepare import prepare_data
+from slimdpm.cache.samples import Samples, plan_samples
 from slimdpm.conditioning import new_class_labels
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -19,7 +20,7 @@ from slimdpm.features import FeaturePair, match_features
 from slimdpm.parallel import make_accelerator, tracking
 from slimdpm.presets import find_network
 from slimdpm.profile import Cost, measure
-from slimdpm.recipe import Recipe
+from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
 from slimdpm.slimming import Budget, Plan, plan_student
@@ -71,7 +72,7 @@ class Job:
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += [conditioning] if conditioning else []
         size = self.shell.image_size
-        lines.append(f"data: {len(self.source)} images of {recipe.data.path} as {size}x{size}")
+        lines.append(f"data: {recipe.data.described(len(self.source))} as {size}x{size}")
         return lines
 
 
@@ -81,12 +82,14 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     Args:
         recipe: of the run.
         teacher: a pipeline at hand instead of the one that the recipe names.
-        data: images at hand instead of those that the recipe names, see `slimdpm.sources.open_source`.
+        data: images at hand instead of those that the recipe names, see `slimdpm.sources.open_source`; or
+            ``"teacher"``, as in a recipe.
 
     Raises:
         SlimdpmError: for whatever is missing, unsupported or impossible.
     """
-    source = open_source(recipe.data if data is None else data)
+    made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
+    source = None if made else open_source(recipe.data if data is None else data)
     if recipe.task == "slim" and teacher is None and recipe.teacher is None:
         raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
     if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
@@ -94,6 +97,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
             "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
         )
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
+    if source is None:
+        if loaded is None:
+            raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
+        source = plan_samples(loaded, recipe.data)
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
         base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
@@ -102,7 +109,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         shell, base = _from_nothing(recipe, source)
     if shell.image_channels not in (1, 3):
         raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: 3 (RGB) or 1 (greyscale)")
-    conditioning, conditions = shell.conditioning.read(source)
+    if isinstance(source, Samples):
+        conditioning, conditions = shell.conditioning, source.conditions()
+    else:
+        conditioning, conditions = shell.conditioning.read(source)
     shell = replace(shell, conditioning=conditioning)
     recipe = _resolved(recipe, shell)
     if not recipe.samples.prompts:
@@ -189,7 +199,7 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
         display.say(f"student: {run.student}")
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()
-    return results.pipeline(weights)
+    return results.pipeline(weights).to(accelerator.device)  # its autoencoder was elsewhere if latents were kept
 
 
 def _resolved(recipe: Recipe, shell: Shell) -> Recipe:

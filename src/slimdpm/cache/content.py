@@ -1,12 +1,16 @@
-"""What data is, by its content: the same images under other names, or with another date, are the same."""
+"""What data and networks are, by their content: under other names, or with another date, they are the same."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from slimdpm.files import write_text
+from slimdpm.fingerprint import fingerprint
 
 
 def content_of(source: Any, memory: Path) -> str:
@@ -16,15 +20,22 @@ def content_of(source: Any, memory: Path) -> str:
 
     Args:
         source: see `slimdpm.sources.Source`. One that cannot tell its content is known by its identity.
-        memory: the folder that remembers.
+        memory: the folder that remembers; it exists.
     """
     identity = source.identity()
     if not hasattr(source, "content"):
         return short(identity)
     file = memory / f"content-{short(identity)}.txt"
-    if not file.exists():
-        write_text(file, source.content())
+    with FileLock(memory / "content.lock"):  # of several processes one reads
+        if not file.exists():
+            write_text(file, source.content())
     return file.read_text(encoding="utf-8")
+
+
+def name_of(network: Any) -> str:
+    """A short name for what a diffusers network computes: its weights and its config."""
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    return short(fingerprint(network), json.dumps(config, sort_keys=True, default=str))
 
 
 def short(*parts: str) -> str:

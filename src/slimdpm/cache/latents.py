@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdpm.cache.content import content_of, short
-from slimdpm.cache.store import Layout, Notes, Store
+from slimdpm.cache.content import content_of, name_of, short
+from slimdpm.cache.store import Layout, Make, Notes, Store
 from slimdpm.data import Decoder, Images, check_readable, to_model_range
 from slimdpm.devices import resident
 from slimdpm.display import Display
-from slimdpm.fingerprint import fingerprint
 from slimdpm.sources import Source
 from slimdpm.teachers import Shell
 
@@ -41,7 +40,7 @@ def prepare_latents(
         source: the images.
         decoder: how they become squares; center crops.
         shell: with the autoencoder.
-        root: the latents are kept in a folder of it that is named by what they depend on.
+        root: an existing folder; the latents are kept in one below it that is named by what they depend on.
         flip: encode the mirrored images too: an autoencoder does not mirror exactly.
         dtype: to keep them in.
         device: to encode on.
@@ -54,12 +53,11 @@ def prepare_latents(
     mirrored = (False, True) if flip else (False,)
     shape = (len(mirrored), shell.channels, shell.size, shell.size)
     layout = Layout(len(source), dict.fromkeys(shell.moments, shape), dtype)
-    preprocessing = (repr(decoder), flip, str(dtype), _BATCH)
-    key = short(content_of(source, root), fingerprint(shell.autoencoder), repr(preprocessing))
-    with ThreadPoolExecutor(max(workers, 1)) as pool, resident([shell.autoencoder], device):
+    key = short(content_of(source, root), name_of(shell.autoencoder), repr((decoder, _BATCH)), layout.key)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
         make = _maker(source, decoder, shell, mirrored, device, pool)
         store = Store(root / f"latents-{key}", layout).build(make, f"latents of {len(source)} images", display)
-    broken = {number: (name, reason) for number, (name, reason) in store.notes().items()}
+    broken = {number: (source.name(number), reason) for number, reason in store.notes().items()}
     check_readable(source, broken)
     good = np.array([i for i in range(len(source)) if i not in broken])
     return replace(Images(source, decoder, good, list(broken.values()), None), latents=store)
@@ -72,7 +70,7 @@ def _maker(
     mirrored: tuple[bool, ...],
     device: torch.device,
     pool: ThreadPoolExecutor,
-) -> Callable[[int, int], tuple[dict[str, Tensor], Notes]]:
+) -> Make:
     blank = np.zeros((decoder.size, decoder.size, decoder.channels), np.uint8)
 
     def decode(number: int) -> tuple[np.ndarray, str | None]:
@@ -81,21 +79,25 @@ def _maker(
         except Exception as error:  # decoders raise anything at all on a broken file
             return blank, f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
-    def make(first: int, last: int) -> tuple[dict[str, Tensor], Notes]:
-        decoded = list(pool.map(decode, range(first, last)))
-        notes = {first + i: [source.name(first + i), reason] for i, (_, reason) in enumerate(decoded) if reason}
-        squares = torch.from_numpy(np.stack([square for square, _ in decoded])).permute(0, 3, 1, 2)
-        return _encode(squares, shell, mirrored, device), notes
+    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
+        decoded = pool.map(decode, range(first, last))  # runs ahead of the encoder
+        notes: Notes = {}
+        parts: list[dict[str, Tensor]] = []
+        with resident([shell.autoencoder], device):
+            for start in range(first, last, _BATCH):
+                numbers = range(start, min(start + _BATCH, last))
+                squares, reasons = zip(*(next(decoded) for _ in numbers), strict=True)
+                notes |= {number: reason for number, reason in zip(numbers, reasons, strict=True) if reason}
+                parts.append(_encode(np.stack(squares), shell, mirrored, device))
+                advance(len(numbers))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, notes
 
     return make
 
 
 @torch.inference_mode()
-def _encode(squares: Tensor, shell: Shell, mirrored: tuple[bool, ...], device: torch.device) -> dict[str, Tensor]:
-    """uint8 ``(N, C, H, W)`` to ``(N, variants, C, h, w)`` of each part."""
-    made: list[dict[str, Tensor]] = []
-    for part in squares.split(_BATCH):
-        images = to_model_range(part.to(device))
-        variants = [shell.encode_moments(images.flip(-1) if flipped else images) for flipped in mirrored]
-        made.append({name: torch.stack([v[name] for v in variants], dim=1).cpu() for name in variants[0]})
-    return {name: torch.cat([part[name] for part in made]) for name in made[0]}
+def _encode(squares: np.ndarray, shell: Shell, mirrored: tuple[bool, ...], device: torch.device) -> dict[str, Tensor]:
+    """uint8 ``(N, H, W, C)`` to ``(N, variants, C, h, w)`` of each part."""
+    images = to_model_range(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device))
+    variants = [shell.encode_moments(images.flip(-1) if flipped else images) for flipped in mirrored]
+    return {name: torch.stack([variant[name] for variant in variants], dim=1).cpu() for name in variants[0]}

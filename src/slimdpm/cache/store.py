@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +25,12 @@ from slimdpm.files import atomic_file, remove_leftovers
 from slimdpm.parallel import processes
 from slimdpm.sharing import share
 
-SHARD = 256  # rows
 _ABOUT = "slimdpm"  # a shard's only metadata: safetensors writes several in an order of its own each time
 
-Notes = dict[int, list[str]]  # what is to be said of a row, by its number
+Notes = dict[int, str]  # what is to be said of a row, by its number
+# First row, last row (exclusive), and what to call with the number of rows that are done; gives ``(last − first,
+# *shape)`` of each part.
+Make = Callable[[int, int, Callable[[int], None]], tuple[dict[str, Tensor], Notes]]
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,27 @@ class Layout:
         rows: how many.
         parts: the shape of each tensor of a row, by its name.
         dtype: of all of them.
+        shard: rows in a file.
     """
 
     rows: int
     parts: Mapping[str, tuple[int, ...]]
     dtype: torch.dtype = torch.float32
+    shard: int = 256
 
     @property
-    def nbytes(self) -> int:
-        return self.rows * sum(int(np.prod(shape)) for shape in self.parts.values()) * self.dtype.itemsize
+    def key(self) -> str:
+        """What tells stores apart whose rows are the same otherwise; a longer one begins like a shorter one."""
+        return repr((sorted(self.parts.items()), self.dtype, self.shard))
+
+    @property
+    def row_nbytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.parts.values()) * self.dtype.itemsize
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """First and last row, exclusive, of each shard."""
-        for first in range(0, self.rows, SHARD):
-            yield first, min(first + SHARD, self.rows)
+        for first in range(0, self.rows, self.shard):
+            yield first, min(first + self.shard, self.rows)
 
 
 @dataclass
@@ -67,14 +75,14 @@ class Store:
 
     folder: Path
     layout: Layout
-    _open: dict[int, Any] = field(default_factory=dict, repr=False)
+    _open: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def row(self, number: int) -> dict[str, Tensor]:
         """The tensors of a row, ``layout.parts`` each, in the stored dtype."""
-        first = number // SHARD * SHARD
+        first = number // self.layout.shard * self.layout.shard
         if first not in self._open:
-            opened = safe_open(self.file(first), "pt")
-            self._open[first] = {part: opened.get_slice(part) for part in self.layout.parts}
+            with safe_open(self.file(first), "pt") as shard:  # mapped, not read
+                self._open[first] = {part: shard.get_tensor(part) for part in self.layout.parts}
         return {part: rows[number - first] for part, rows in self._open[first].items()}
 
     def notes(self) -> Notes:
@@ -86,11 +94,11 @@ class Store:
             found |= {int(number): note for number, note in notes.items()}
         return found
 
-    def build(self, make: Callable[[int, int], tuple[dict[str, Tensor], Notes]], label: str, display: Display) -> Store:
+    def build(self, make: Make, label: str, display: Display) -> Store:
         """Make what is missing or damaged. All processes share the work, and all wait for it.
 
         Args:
-            make: the rows from one number to another, ``(last − first, *shape)`` each, and notes about them.
+            make: the rows of a shard, and notes about them.
             label: of the work, for people.
             display: where progress is shown, and the size on the disk before anything is written.
 
@@ -98,19 +106,18 @@ class Store:
             SlimdpmError: if the disk is too small.
         """
         state = processes()
-        missing = [first for first, _ in self.layout.ranges() if not self.file(first).exists()]
-        if missing and state.is_main_process:
-            self._announce(label, len(missing), display)
+        self._check_disk(label, display)
+        state.wait_for_everyone()  # nobody writes before all have looked: they go on, or fail, together
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         mine = list(self.layout.ranges())[state.process_index :: state.num_processes]
         with display.task(label, sum(last - first for first, last in mine), unit="rows") as task:
 
             def do(shard: tuple[int, int]) -> None:
-                if not self._intact(shard, display):
-                    remove_leftovers(self.folder, f"{shard[0]:08d}.safetensors")
-                    tensors, notes = make(*shard)
-                    self._write(shard, tensors, notes)
-                task.advance(shard[1] - shard[0])
+                if self._intact(shard, display):
+                    task.advance(shard[1] - shard[0])
+                else:
+                    remove_leftovers(self.folder, self.file(shard[0]).name)
+                    self._write(shard, *make(*shard, task.advance))
 
             share(mine, lambda shard: self.folder / "locks" / f"{shard[0]:08d}", do)
         state.wait_for_everyone()
@@ -120,19 +127,21 @@ class Store:
         """The shard that begins with this row."""
         return self.folder / f"{first:08d}.safetensors"
 
-    def _announce(self, label: str, missing: int, display: Display) -> None:
-        needed = min(self.layout.nbytes, missing * SHARD * self.layout.nbytes // self.layout.rows)
+    def _check_disk(self, label: str, display: Display) -> None:
+        missing = [last - first for first, last in self.layout.ranges() if not self.file(first).exists()]
+        if not missing:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise SlimdpmError(
-                f"{label}: the cache needs {needed / 1e9:.2f} GB on the disk, {free / 1e9:.2f} GB are free; name "
-                "another folder as data.cache, or do without (--no-cache)"
+                f"{label}: {_size(needed)} are needed in {self.folder}, {_size(free)} are free; name another folder "
+                "as data.cache"
             )
-        display.say(f"{label}: {needed / 1e9:.3f} GB will be kept in {self.folder}")
+        display.say(f"{label}: {_size(needed)} will be kept in {self.folder}")
 
     def _intact(self, shard: tuple[int, int], display: Display) -> bool:
-        """Whether a shard is there and holds what was written."""
+        """Whether a shard is there and holds what was written; it may be one of a longer store."""
         file = self.file(shard[0])
         if not file.exists():
             return False
@@ -141,7 +150,7 @@ class Store:
                 tensors = {part: opened.get_tensor(part) for part in opened.keys()}  # noqa: SIM118 - no dict
                 about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
             if about.get("digest") == _digest(tensors, about.get("notes", "")):
-                return True
+                return all(len(rows) >= shard[1] - shard[0] for rows in tensors.values())
         except (SafetensorError, OSError, ValueError):
             pass  # not even a file of its kind
         display.say(f"{file} is damaged and is made again")
@@ -159,10 +168,13 @@ class Store:
             save_file(kept, temporary, {_ABOUT: about})
 
 
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
 def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
     digest = hashlib.blake2b(notes.encode(), digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

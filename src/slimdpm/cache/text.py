@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimdpm.cache.content import short
-from slimdpm.cache.store import Layout, Store
+from slimdpm.cache.store import Layout, Notes, Store
+from slimdpm.devices import resident
 from slimdpm.display import Display
 
 _BATCH = 16  # texts that are encoded at once: a part of what is computed, so always the same
@@ -39,26 +40,41 @@ class Embeddings:
 
 
 def prepare_embeddings(
-    texts: Sequence[str], encode: Encode, encoder: str, root: Path, *, dtype: torch.dtype, display: Display
+    texts: Sequence[str],
+    encode: Encode,
+    encoders: Sequence[nn.Module],
+    name: str,
+    root: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device,
+    display: Display,
 ) -> Embeddings:
     """The embeddings of different texts, encoded now if they are not kept from before.
 
     Args:
         texts: each once.
         encode: some of them to ``(N, ...)`` of each part.
-        encoder: a name for what encodes, another one if it encodes differently.
-        root: the embeddings are kept in a folder of it that is named by what they depend on.
+        encoders: the networks that it runs.
+        name: of what encodes, another one if it encodes differently.
+        root: the embeddings are kept in a folder below it that is named by what they depend on.
         dtype: to keep them in.
+        device: to encode on.
         display: where progress is shown.
 
     Raises:
         SlimdpmError: if the cache does not fit on the disk.
     """
-    shapes = {part: tuple(rows.shape[1:]) for part, rows in encode(texts[:1]).items()}
-    store = Store(root / f"text-{short(encoder, str(dtype), str(_BATCH), *texts)}", Layout(len(texts), shapes, dtype))
+    layout = Layout(len(texts), {part: tuple(rows.shape[1:]) for part, rows in encode(texts[:1]).items()}, dtype)
+    store = Store(root / f"text-{short(name, str(_BATCH), layout.key, *texts)}", layout)
 
-    def make(first: int, last: int) -> tuple[dict[str, Tensor], dict]:
-        parts = [encode(texts[i : min(i + _BATCH, last)]) for i in range(first, last, _BATCH)]
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in shapes}, {}
+    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
+        parts: list[dict[str, Tensor]] = []
+        with resident(encoders, device):
+            for start in range(first, last, _BATCH):
+                batch = texts[start : min(start + _BATCH, last)]
+                parts.append({part: rows.cpu() for part, rows in encode(batch).items()})
+                advance(len(batch))
+        return {part: torch.cat([rows[part] for rows in parts]) for part in layout.parts}, {}
 
     return Embeddings(store.build(make, f"embeddings of {len(texts)} captions", display), texts)

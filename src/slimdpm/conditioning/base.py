@@ -61,10 +61,9 @@ class Guidance:
 class Keeper(Protocol):
     """Keeps what is made of different texts: see `slimdpm.cache.text.prepare_embeddings`."""
 
-    @property
-    def device(self) -> torch.device: ...
-
-    def embeddings(self, texts: Sequence[str], encode: Callable, encoder: str) -> Embeddings: ...
+    def embeddings(
+        self, texts: Sequence[str], encode: Callable, encoders: Sequence[nn.Module], name: str
+    ) -> Embeddings: ...
 
 
 class Conditioning(Protocol):
@@ -112,6 +111,13 @@ class Conditioning(Protocol):
 
     def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
         """For training: what frozen networks make of these conditions is computed once and kept, if it is worth it."""
+
+    def in_turn(self, request: Request) -> Sequence | None:
+        """The conditions that samples of a request take in turn, None if there is nothing to tell.
+
+        Raises:
+            SlimdpmError: if the request asks for what this network cannot be given.
+        """
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         """What a batch gives the network.
@@ -169,19 +175,23 @@ class Unconditional:
     def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
         return self
 
-    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        return {}
-
-    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+    def in_turn(self, request: Request) -> Sequence | None:
         asked = {
             "class": bool(request.classes),
             "prompt": bool(request.prompts),
             "negative prompt": request.negative_prompt is not None,
-            "guidance": request.guidance is not None,
+            "guidance": request.guidance not in (None, 1),
         }
         if any(asked.values()):
             first = next(name for name, wanted in asked.items() if wanted)
             raise SlimdpmError(f"the pipeline is unconditional: it takes no {first}")
+        return None
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        return {}
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        self.in_turn(request)
         return Guidance({})
 
     def card(self) -> dict[str, str]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from slimdpm.annotations import captions_of
 from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request, map_inputs
-from slimdpm.devices import resident
 from slimdpm.errors import SlimdpmError
 from slimdpm.fingerprint import fingerprint
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from slimdpm.cache.text import Embeddings
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 _EXAMPLES = 8  # captions of the data that a run's samples show
 MISSING_CAPTIONS = (
     "the network takes captions and the data has none: put a metadata.jsonl or metadata.csv with file_name and text "
@@ -90,12 +90,16 @@ class Text:
 
     def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
         texts = list(dict.fromkeys(["", *(conditions or ())]))  # the empty prompt is the null condition
-        vocabulary = json.dumps(self.encoder.tokenizer.get_vocab(), sort_keys=True)
-        encoders = self._encoders
-        name = " ".join([*map(fingerprint, encoders), vocabulary, str(self.tokens)])
-        with resident(encoders, keeper.device):
-            embeddings = keeper.embeddings(texts, self._encode, name)
+        tokenizers = [getattr(self.encoder, name) for name in _TOKENIZERS if getattr(self.encoder, name, None)]
+        told = [(t.get_vocab(), t.special_tokens_map, t.model_max_length) for t in tokenizers]
+        name = " ".join([*map(fingerprint, self._encoders), json.dumps(told, sort_keys=True, default=str)])
+        embeddings = keeper.embeddings(texts, self._encode, self._encoders, name)
         return type(self)(self.encoder, self.size, embeddings)
+
+    def in_turn(self, request: Request) -> Sequence | None:
+        if not request.prompts:
+            raise SlimdpmError("the pipeline is text-to-image: it needs prompts, of its samples data.samples.prompts")
+        return list(self.facts(request)["prompts"])
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         captions, device = batch["conditions"], None if dropped is None else dropped.device
