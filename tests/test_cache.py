@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import launch, latent_pipeline, text_pipeline
+from conftest import latent_pipeline, launch, text_pipeline
 from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from rich.console import Console
