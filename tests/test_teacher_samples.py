@@ -114,6 +114,9 @@ def test_the_same_bytes_each_time_and_more_samples_begin_alike(tmp_path, monkeyp
     made(plan(teacher, "data.samples.count=14"), tmp_path / "one")
     assert calls == [range(8, 12), range(12, 14)]
     assert contents(tmp_path / "one") == contents(tmp_path / "whole")
+    teacher.save_pretrained(tmp_path / "teacher")
+    made(plan(load_pipeline(tmp_path / "teacher"), "data.samples.count=14"), tmp_path / "one")
+    assert len(calls) == 2  # a copy of the teacher is the same one
     for other in ("steps=3", "seed=2", "scheduler=euler", "batch_size=3"):
         made(plan(teacher, f"data.samples.{other}"), tmp_path / "one")
     made(plan(latent_pipeline(VQModel)), tmp_path / "one")  # other weights
@@ -213,6 +216,17 @@ def test_settings_without_a_teacher_or_without_a_cache(tmp_path):
     recipe = load_recipe(None, values={"task": "train", "data": {"path": "teacher"}, "student": {"base": "pixel-32"}})
     with pytest.raises(SlimdpmError, match="there is no teacher to make the data: name one"):
         plan_job(recipe)
+
+
+def test_a_baseline_takes_the_samples_of_the_teacher_too(tmp_path):
+    teacher = class_pipeline()
+    recipe = load_recipe(
+        None, QUICK[1:], values={"task": "train", "data": {"path": "teacher"}, "student": {"ratio": 2}}
+    )
+    lite = plan_job(recipe, teacher=teacher)
+    made(plan(teacher), tmp_path / "cache")
+    made(lite, tmp_path / "cache")
+    assert lite.teacher is None and len(list((tmp_path / "cache").glob("samples-*"))) == 1
 
 
 def test_the_word_teacher_and_a_folder_of_that_name(tmp_path, monkeypatch, teacher_folder, image_folder):

@@ -312,7 +312,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
         return f"unknown key {key}; {hint}"
     if problem["type"] == "missing":
-        hint = ": the images, a folder, an .npz or .npy, or hf:NAME" if key in ("data", "data.path") else ""
+        hint = ": the images, a folder, an .npz or .npy, hf:NAME, or teacher" if key in ("data", "data.path") else ""
         return f"{key} is missing{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,18 @@ def content_of(source: Any, memory: Path) -> str:
 
 def name_of(network: Any) -> str:
     """A short name for what a diffusers network computes: its weights and its config."""
-    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    return short(fingerprint(network), json.dumps(config, sort_keys=True, default=str))
+    return short(fingerprint(network), settings_of(network.config))
+
+
+def settings_of(config: Mapping[str, Any]) -> str:
+    """A config of diffusers as text, without what it says of itself: whence it was loaded, by which version."""
+
+    def bare(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: bare(inner) for key, inner in value.items() if not key.startswith("_")}
+
+    return json.dumps(bare(config), sort_keys=True, default=str)
 
 
 def short(*parts: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from slimdpm.cache.content import name_of, short
+from slimdpm.cache.content import name_of, settings_of, short
 from slimdpm.cache.store import Layout, Notes, Store
 from slimdpm.conditioning import Request
 from slimdpm.data import Decoder, Images, to_pixels
@@ -137,8 +136,8 @@ def _key(source: Samples, shell: Shell, layout: Layout) -> str:
     scheduler = make_scheduler(shell, s.scheduler)
     networks = [name_of(source.teacher.unet), *map(fingerprint, own.modules)]
     sampler = (type(scheduler).__name__, s.steps, s.seed, s.guidance, s.batch_size)
-    config = json.dumps(dict(scheduler.config), sort_keys=True, default=str)
-    return short(*networks, repr(sampler), config, repr(own.in_turn(source.request)), layout.key)
+    shown = repr(own.in_turn(source.request))
+    return short(*networks, repr(sampler), settings_of(scheduler.config), shown, layout.key)
 
 
 def _read_prompts(file: Path) -> list[str]:
