@@ -24,7 +24,8 @@ TEXT_COLUMNS = ("text", "caption")  # where captions are looked for if no column
 
 
 class Source(Protocol):
-    """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken.
+    """Images by number, for several threads at once. Reading one may raise whatever its decoder raises: it is then
+    counted as broken.
 
     A source that knows more of its images than these methods tell has `labels` or `captions`, too: see
     `slimdpm.annotations`. One whose files may move has `content`, a digest of the images in their order.

@@ -110,7 +110,8 @@ def prepare_samples(
 
     def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
         parts: list[Tensor] = []
-        with torch.inference_mode(), resident([unet, *shell.conditioning.modules], device):
+        # In this order: a network that moved in inference mode would be of no use to training.
+        with resident([unet, *shell.conditioning.modules], device), torch.inference_mode():
             for start in range(first, last, s.batch_size):
                 batch = range(start, min(start + s.batch_size, last))
                 made = clean_samples(
