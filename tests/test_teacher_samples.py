@@ -138,7 +138,7 @@ def command(teacher, folder, *more):
 
 
 def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
-    arguments = command(teacher_folder, tmp_path / "run", "data.samples.steps=20")
+    arguments = command(teacher_folder, tmp_path / "run", "data.samples.steps=10")
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not list((tmp_path / "run").rglob("00000000.safetensors")):
         assert process.poll() is None
@@ -147,7 +147,7 @@ def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
     process.wait()
     there = contents(tmp_path / "run/cache")
     assert 1 <= len(there) < 3
-    job = plan(load_pipeline(teacher_folder), "data.samples.count=192", "data.samples.steps=20")
+    job = plan(load_pipeline(teacher_folder), "data.samples.count=192", "data.samples.steps=10")
     run_job(plan_job(job.recipe.model_copy(update={"teacher": str(teacher_folder)})), tmp_path / "run", report=False)
     after = contents(tmp_path / "run/cache")
     assert len(after) == 3 and all(after[name] == data for name, data in there.items())
