@@ -15,6 +15,7 @@ from slimdpm.analysis.analyze import Settings as AnalysisSettings
 from slimdpm.analysis.analyze import analyze
 from slimdpm.conditioning import ClassLabels, Guidance
 from slimdpm.distill import Distiller
+from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
@@ -24,7 +25,7 @@ from slimdpm.profile import measure
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays, open_source
-from slimdpm.teachers import fingerprint, shell_of
+from slimdpm.teachers import shell_of
 
 QUICK = [
     "student.width=8", "train.steps=2", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",

@@ -21,10 +21,11 @@ from diffusers import (
 
 from slimdpm import SpectralUNet2DModel, load_pipeline, sample_images
 from slimdpm.errors import SlimdpmError
+from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
-from slimdpm.teachers import fingerprint, load_teacher, new_shell, shell_of
+from slimdpm.teachers import load_teacher, new_shell, shell_of
 
 QUICK = [
     "student.width=8",

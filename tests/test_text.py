@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
 from slimdpm.distill import Distiller
+from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
 from slimdpm.metrics.evaluate import Settings, _request
 from slimdpm.pictures import write_samples
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays
-from slimdpm.teachers import fingerprint, shell_of
+from slimdpm.teachers import shell_of
 
 pytest.importorskip("transformers")
 

@@ -9,6 +9,7 @@ from conftest import AUTOENCODER, TINY
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, load_pipeline, sample_images
+from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
 from slimdpm.presets import PRESETS
 from slimdpm.profile import measure
@@ -17,7 +18,7 @@ from slimdpm.run import RunFolder
 from slimdpm.sampling import image_generators
 from slimdpm.slimming import Budget, plan_student
 from slimdpm.sources import Arrays
-from slimdpm.teachers import fingerprint, load_teacher, shell_of
+from slimdpm.teachers import load_teacher, shell_of
 from slimdpm.transformer import TransformerDenoiser
 
 CONFIG = {

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from slimdpm.display import Display
 from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
+from slimdpm.recipe import TEACHER, load_recipe
 from slimdpm.sources import open_source
 
 
@@ -36,7 +36,7 @@ def slim(
     Args:
         teacher: a pipeline, a diffusers folder or a hub id.
         data: a folder of images, an .npz or .npy, ``"hf:NAME"``, a uint8 array ``(N, H, W, 3)``, or a data set of
-            the `datasets` library.
+            the `datasets` library; ``"teacher"`` lets the teacher make it, see ``data.samples`` of a recipe.
         output: the run folder, with checkpoints, samples and report; the same call resumes a run that was stopped.
             Without it nothing is kept but the result.
         ratio: how many times fewer MACs the student shall have (12 if no budget is given).
@@ -114,6 +114,8 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data_name(data: Any) -> str:
     """How the recipe calls the data; for an object at hand a name that changes with its content."""
+    if isinstance(data, Path) and str(data) == TEACHER:
+        return f"./{data}"  # the folder
     if isinstance(data, (str, Path)):
         return str(data)
     return f"{type(data).__name__} {hashlib.sha256(open_source(data).identity().encode()).hexdigest()[:12]}"

@@ -43,13 +43,21 @@ Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Size = Annotated[
     int | None, typer.Option(help="Images are cut to squares of this many pixels.  [default: the network's]")
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Decode and encode images and captions anew each time, keep nothing.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
 
 
 @app.command()
 def slim(
     teacher: Annotated[str | None, typer.Argument(help="diffusers folder, run folder or hub id.")] = None,
-    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of images or .tar shards, .npz, .npy or hf:NAME; or teacher, which makes the images itself."
+        ),
+    ] = None,
     output: Output = Path("run"),
     ratio: Ratio = None,
     width: Width = None,
@@ -60,6 +68,7 @@ def slim(
     size: Size = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
+    no_cache: NoCache = False,
     dry_run: DryRun = False,
 ) -> None:
     """Distil TEACHER into a slim student on the images of DATA.
@@ -68,10 +77,13 @@ def slim(
     stops; the same command goes on from there.
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
+
+        slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
-    values = {"task": "slim", "teacher": teacher, "student": student}
-    _start(values, data, output, steps, size, recipe, set_, dry_run)
+    values: dict[str, Any] = {"task": "slim", "teacher": teacher, "student": student}
+    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
+    _start(values, output, steps, recipe, set_, dry_run)
 
 
 @app.command()
@@ -90,6 +102,7 @@ def train(
     size: Size = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
+    no_cache: NoCache = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a U-Net on the images of DATA alone: a teacher, or the Lite baseline.
@@ -99,8 +112,9 @@ def train(
     slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
     """
     student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    values = {"task": "train", "teacher": like, "student": student}
-    _start(values, data, output, steps, size, recipe, set_, dry_run)
+    values: dict[str, Any] = {"task": "train", "teacher": like, "student": student}
+    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
+    _start(values, output, steps, recipe, set_, dry_run)
 
 
 @app.command()
@@ -225,10 +239,8 @@ def demo(
 
 def _start(
     values: dict[str, Any],
-    data: str | None,
     output: Path,
     steps: int | None,
-    size: int | None,
     recipe: Path | None,
     sets: list[str] | None,
     dry_run: bool,
@@ -237,7 +249,7 @@ def _start(
     from slimdpm.job import plan_job, run_job
     from slimdpm.recipe import load_recipe
 
-    values = {**values, "data": {"path": data, "size": size}, "train": {"steps": steps}}
+    values = {**values, "train": {"steps": steps}}
     job = plan_job(load_recipe(recipe, sets or (), values=_given(values)))
     if dry_run:
         for line in job.describe():

@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, write_json
 from slimdpm.images import pixels, square, upright
 from slimdpm.sources import Arrays, Source
+
+if TYPE_CHECKING:
+    from slimdpm.cache.store import Store
 
 _LISTED = 5  # broken files named in full
 
@@ -61,6 +64,8 @@ class Images:
         broken: the names of those that are not, with the reason.
         squares: all squares ``(len(source), size, size, channels)`` if they are cached, else None.
         conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
+        latents: the clean samples of all of the source's images, if they are kept: a store with the parts of
+            `slimdpm.teachers.Shell.moments`, each as it is and mirrored, or once if mirroring is flipping it.
     """
 
     source: Source
@@ -69,6 +74,7 @@ class Images:
     broken: list[tuple[str, str]]
     squares: np.ndarray | None
     conditions: Sequence | None = None
+    latents: Store | None = None
 
     def __len__(self) -> int:
         return len(self.good)
@@ -79,6 +85,13 @@ class Images:
         if self.squares is not None:
             return self.squares[index]
         return self.decoder(self.source, index, rng)
+
+    def moments(self, number: int, mirrored: bool) -> dict[str, Tensor]:
+        """What is kept of the clean sample of the `number`-th good image, float32 ``(C, h, w)`` each."""
+        assert self.latents is not None
+        row = self.latents.row(int(self.good[number]))  # (variants, C, h, w) of each part
+        chosen = {part: variants[int(mirrored) % len(variants)].float() for part, variants in row.items()}
+        return {part: rows.flip(-1) if mirrored and len(row[part]) == 1 else rows for part, rows in chosen.items()}
 
     def condition(self, number: int) -> Any:
         """What is known of the `number`-th good image."""
@@ -123,11 +136,9 @@ def prepare_images(
     kept = [file for file in (index_file, squares_file) if file is not None]
     if not kept or not all(file.exists() for file in kept):
         broken = _decode_all(source, decoder, squares_file, workers, track)
-        if len(broken) == len(source):
-            if squares_file is not None:
-                squares_file.unlink()
-            name, reason = next(iter(broken.values()))
-            raise SlimdpmError(f"none of the {len(source)} images can be read; the first is {name} ({reason})")
+        if len(broken) == len(source) and squares_file is not None:
+            squares_file.unlink()
+        check_readable(source, broken)
         if index_file is not None:
             write_json(index_file, [[i, name, reason] for i, (name, reason) in broken.items()])
     else:
@@ -136,6 +147,13 @@ def prepare_images(
     good = np.array([i for i in range(len(source)) if i not in broken])
     squares = np.load(squares_file, mmap_mode="r") if squares_file else None
     return Images(source, decoder, good, list(broken.values()), squares)
+
+
+def check_readable(source: Source, broken: Mapping[int, tuple[str, str]]) -> None:
+    """Raise a `SlimdpmError` if all of a source's images are among the broken ones: number to (name, reason)."""
+    if len(broken) == len(source):
+        name, reason = next(iter(broken.values()))
+        raise SlimdpmError(f"none of the {len(source)} images can be read; the first is {name} ({reason})")
 
 
 def _decode_all(source, decoder, squares_file: Path | None, workers: int, track) -> dict[int, tuple[str, str]]:
@@ -215,7 +233,8 @@ class TrainingStream(Dataset):
         self._order = np.arange(0)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``"images"``, pixels in [−1, 1], float32 ``(C, H, W)``; ``"conditions"`` if they are known."""
+        """``"images"``, pixels in [−1, 1], float32 ``(C, H, W)``, or ``"latents"`` if they are kept, see
+        `Images.moments`; ``"conditions"`` if they are known."""
         epoch, offset = divmod(position, len(self.images))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
@@ -223,11 +242,13 @@ class TrainingStream(Dataset):
         rng = np.random.default_rng([self.seed, 1, position])
         mirrored = self.flip and rng.random() < 0.5
         number = int(self._order[offset])
+        known = {} if self.images.conditions is None else {"conditions": self.images.condition(number)}
+        if self.images.latents is not None:
+            return {"latents": self.images.moments(number, mirrored), **known}
         array = self.images.square(number, rng)
         if mirrored:
             array = array[:, ::-1]
         pixels = to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))  # the cache is read-only
-        known = {} if self.images.conditions is None else {"conditions": self.images.condition(number)}
         return {"images": pixels, **known}
 
 
@@ -261,11 +282,12 @@ class StreamBatches(Sampler[list[int]]):
 def training_loader(
     stream: TrainingStream, batches: StreamBatches, *, workers: int = 0, pin: bool = False
 ) -> DataLoader:
-    """Batches: ``"images"`` ``(B, C, H, W)`` float32 in [−1, 1], ``"conditions"`` a tensor ``(B,)`` or a list of B.
+    """Batches: ``"images"`` ``(B, C, H, W)`` float32 in [−1, 1] or ``"latents"``, ``"conditions"`` a tensor ``(B,)`` or
+    a list of B.
 
-    Cached squares are read here, others decoded by `workers`.
+    What is cached is read here, other images are decoded by `workers`.
     """
-    if stream.images.squares is not None:
+    if stream.images.squares is not None or stream.images.latents is not None:
         workers = 0
     return _loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,13 +55,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder."""
-    for leftover in folder.glob(".*.tmp-*"):
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process left half-written in a folder, of one file or of all."""
+    for leftover in folder.glob(f".{name}.tmp-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Of the contents of files, in this order."""
+
+    def digest(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+
+    with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter free
+        return hashlib.blake2b(b"".join(pool.map(digest, paths)), digest_size=16).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,15 +11,16 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from slimdpm.cache.prepare import prepare_data
+from slimdpm.cache.samples import Samples, plan_samples
 from slimdpm.conditioning import new_class_labels
-from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair, match_features
 from slimdpm.parallel import make_accelerator, tracking
 from slimdpm.presets import find_network
 from slimdpm.profile import Cost, measure
-from slimdpm.recipe import Recipe
+from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
 from slimdpm.slimming import Budget, Plan, plan_student
@@ -71,7 +72,7 @@ class Job:
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += [conditioning] if conditioning else []
         size = self.shell.image_size
-        lines.append(f"data: {len(self.source)} images of {recipe.data.path} as {size}x{size}")
+        lines.append(f"data: {recipe.data.described(len(self.source))} as {size}x{size}")
         return lines
 
 
@@ -81,12 +82,14 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
     Args:
         recipe: of the run.
         teacher: a pipeline at hand instead of the one that the recipe names.
-        data: images at hand instead of those that the recipe names, see `slimdpm.sources.open_source`.
+        data: images at hand instead of those that the recipe names, see `slimdpm.sources.open_source`; or
+            ``"teacher"``, as in a recipe.
 
     Raises:
         SlimdpmError: for whatever is missing, unsupported or impossible.
     """
-    source = open_source(recipe.data if data is None else data)
+    made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
+    source = None if made else open_source(recipe.data if data is None else data)
     if recipe.task == "slim" and teacher is None and recipe.teacher is None:
         raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
     if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
@@ -94,6 +97,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
             "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
         )
     loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
+    if source is None:
+        if loaded is None:
+            raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
+        source = plan_samples(loaded, recipe.data)
     if loaded is not None:
         recipe = recipe.model_copy(update={"teacher": loaded.name})
         base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
@@ -102,7 +109,10 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         shell, base = _from_nothing(recipe, source)
     if shell.image_channels not in (1, 3):
         raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: 3 (RGB) or 1 (greyscale)")
-    conditioning, conditions = shell.conditioning.read(source)
+    if isinstance(source, Samples):
+        conditioning, conditions = shell.conditioning, source.conditions()
+    else:
+        conditioning, conditions = shell.conditioning.read(source)
     shell = replace(shell, conditioning=conditioning)
     recipe = _resolved(recipe, shell)
     if not recipe.samples.prompts:
@@ -160,13 +170,14 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
 
 
 def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:
-    """A job's images made ready, and what trains on them in the run's open folder."""
+    """A job's data made ready, and what trains on it in the run's open folder."""
     display = display or Display()
+    images, conditioning = prepare_data(job, run, accelerator, display)
     return Trainer(
         job.recipe,
         job.plan.config,
-        job.shell,
-        _prepare(job, run, accelerator, display),
+        replace(job.shell, conditioning=conditioning),
+        images,
         run,
         accelerator,
         teacher=job.teacher,
@@ -188,25 +199,7 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
         display.say(f"student: {run.student}")
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()
-    return results.pipeline(weights)
-
-
-def _prepare(job: Job, run: RunFolder, accelerator: Accelerator, display: Display) -> Images:
-    """The main process decodes first, the others read what it cached."""
-    data = job.recipe.data
-    decoder = Decoder(job.shell.image_size, job.shell.image_channels, data.crop, data.interpolation)
-
-    def track(items, total):
-        return display.track(items, total, "reading images", "images")
-
-    with accelerator.main_process_first():
-        images = prepare_images(
-            job.source, decoder, cache=run.cache if data.cache else None, workers=data.workers, track=track
-        )
-    skipped = images.report_broken()
-    if skipped:
-        display.say(f"warning: {skipped}")
-    return replace(images, conditions=job.conditions)
+    return results.pipeline(weights).to(accelerator.device)  # its autoencoder was elsewhere if latents were kept
 
 
 def _resolved(recipe: Recipe, shell: Shell) -> Recipe:

@@ -13,12 +13,13 @@ from slimdpm.conditioning import Request
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.fingerprint import fingerprint
 from slimdpm.images import grid
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
 from slimdpm.run import RunFolder
 from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import fingerprint, load_pipeline, network_of, shell_of
+from slimdpm.teachers import load_pipeline, network_of, shell_of
 
 _SETTINGS = "samples.json"
 _GRID = 64  # images in the grid at most

@@ -37,10 +37,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+TEACHER = "teacher"  # as `data.path`: the teacher makes the images; a folder of that name is ./teacher
+
+
+class TeacherSamples(Section):
+    """Images that the teacher makes, for `data.path` teacher."""
+
+    count: int = Field(10_000, ge=1)
+    steps: int = Field(50, ge=1)  # of the sampler
+    scheduler: str = "ddim"
+    seed: int = Field(1, ge=0)  # another one than that of the samples in the report: these are no training data
+    guidance: float = Field(1.0, ge=1)  # 1 is none: the distribution that the teacher was trained for
+    prompts: str | None = None  # a text file with a prompt on each line, for a text-to-image teacher
+    batch_size: int = Field(64, ge=1)  # samples made at once
+
+
 class DataRecipe(Section):
     """Where the images come from and how they become squares."""
 
-    path: str  # a folder, an .npz or .npy of uint8 images, .tar shards, or hf:NAME for a Hugging Face data set
+    # A folder, an .npz or .npy of uint8 images, .tar shards, hf:NAME for a Hugging Face data set; or teacher.
+    path: str
     size: int | None = Field(None, ge=4)  # of the square in pixels; by default what the pipeline needs
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the images
@@ -49,8 +65,27 @@ class DataRecipe(Section):
     column: str | None = None  # of a Hugging Face data set; by default its first image column
     label_column: str | None = None  # where the classes are: a column, an array in an .npz, an extension in .tar
     text_column: str | None = None  # where the captions are, in the same way
-    cache: bool = True  # keep the decoded squares in the run folder (center crops only)
+    # What is computed once: decoded squares, latents, text embeddings (images: center crops only). True keeps it in the
+    # run folder, a path in that folder, for several runs; false computes it anew each time.
+    cache: bool | str = True
+    cache_dtype: Literal["float32", "float16"] = "float32"  # of latents and text embeddings on the disk
     workers: int = Field(2, ge=0)  # processes that decode images
+    samples: TeacherSamples = TeacherSamples()
+
+    def described(self, count: int) -> str:
+        """So many images, for people."""
+        if self.path != TEACHER:
+            return f"{count:,} images of {self.path}"
+        s = self.samples
+        return f"{count:,} samples of the teacher ({s.scheduler}, {s.steps} steps, guidance {s.guidance:g})"
+
+    @model_validator(mode="after")
+    def _samples_of_a_teacher(self) -> DataRecipe:
+        if self.path != TEACHER and self.samples != TeacherSamples():
+            raise ValueError("samples are of data that the teacher makes: give teacher as the data's path")
+        if self.path == TEACHER and self.cache is False:
+            raise ValueError("what the teacher makes has to be kept: leave data.cache (--no-cache) as it is")
+        return self
 
 
 class StudentRecipe(Section):
@@ -277,7 +312,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
         return f"unknown key {key}; {hint}"
     if problem["type"] == "missing":
-        hint = ": the images, a folder, an .npz or .npy, or hf:NAME" if key in ("data", "data.path") else ""
+        hint = ": the images, a folder, an .npz or .npy, hf:NAME, or teacher" if key in ("data", "data.path") else ""
         return f"{key} is missing{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

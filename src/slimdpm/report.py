@@ -18,6 +18,7 @@ from torch import Tensor
 
 from slimdpm.analysis.spectrum import radial_spectrum
 from slimdpm.data import Images
+from slimdpm.devices import resident
 from slimdpm.figures import errors_figure, losses_figure, spectra_figure
 from slimdpm.files import write_text
 from slimdpm.images import grid
@@ -125,18 +126,20 @@ def write_run_report(
         "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
         "training time": _duration(seconds),
         "seed": str(recipe.train.seed),
-        "data": f"{len(images):,} images of {recipe.data.path} as {recipe.data.size}×{recipe.data.size}",
+        "data": f"{recipe.data.described(len(images))} as {recipe.data.size}×{recipe.data.size}",
         "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
         **machine_facts(),
     }
     summary = f"trained from {recipe.data.path}"
     if results.teacher is not None:
         summary = f"{results.teacher.name} made {plan.ratio:.1f} times cheaper"
+    with resident(results.shell.frozen, results.place):  # the teacher's samples are decoded to be shown
+        real = np.stack([images.square(int(i), np.random.default_rng(int(i))) for i in chosen])
     report = Report(
         title=run.path.resolve().name,
         summary=summary,
         entries=entries,
-        real=np.stack([images.square(int(i), np.random.default_rng(int(i))) for i in chosen]),
+        real=real,
         facts=facts,
         recipe=recipe.to_yaml(),
         student=str(run.student),

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, device, nn
 
 from slimdpm.conditioning import Request
+from slimdpm.devices import resident
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, atomic_folder, save_tensors
 from slimdpm.images import grid
@@ -104,7 +105,7 @@ class Results:
     def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
         """uint8 ``(count, H, W, C)`` with the recipe's sampler."""
         s = self.recipe.samples
-        with self.display.task(label, count, unit="images") as task:
+        with resident(self.shell.frozen, self.place), self.display.task(label, count, unit="images") as task:
             return sample_images(
                 pipeline,
                 count,

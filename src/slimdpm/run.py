@@ -1,8 +1,8 @@
 """The run folder, the unit that a user keeps.
 
 ``recipe.yaml`` (resolved), ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``student/`` (a diffusers pipeline),
-``report.html``, ``analysis/`` (of `slimdpm analyze`); besides, ``logs/`` for trackers and ``cache/`` for decoded
-images.
+``report.html``, ``analysis/`` (of `slimdpm analyze`); besides, ``logs/`` for trackers and ``cache/`` for what is
+computed of the data once.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class RunFolder:
             self._lock = None
 
     def discard_if_new(self) -> None:
-        """Remove a folder that `open` has just made, when the run cannot begin."""
-        if self._new:
+        """Remove a folder that `open` has just made, when the run cannot begin; a part of a cache is worth keeping."""
+        if self._new and not any(self.cache.glob("*/*.safetensors")):
             self.close()
             shutil.rmtree(self.path, ignore_errors=True)
 

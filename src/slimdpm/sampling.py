@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from slimdpm.conditioning import Guidance, Request
 from slimdpm.data import to_pixels
 from slimdpm.errors import SlimdpmError
-from slimdpm.teachers import network_of, shell_of
+from slimdpm.teachers import Shell, network_of, shell_of
 
 # The usual short names; any class of diffusers' compatible schedulers may be named in full.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,11 +40,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 _UNFIT = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
 
 
-def make_scheduler(pipeline: DiffusionPipeline, name: str | None) -> Any:
+def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any:
     """A scheduler by name, with the training process of the pipeline's own.
 
     Args:
-        pipeline: the pipeline.
+        pipeline: the pipeline, or its shell.
         name: a key of `SCHEDULERS`, the name of a scheduler class of diffusers, or None for the pipeline's own.
 
     Raises:
@@ -108,15 +108,32 @@ def sample_batches(
     try:
         for first in range(indices.start, indices.stop, batch_size):
             batch = range(first, min(first + batch_size, indices.stop))
-            generators = image_generators(seed, batch)
-            shape = (len(batch), shell.channels, shell.size, shell.size)
-            noise = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
-            guidance = shell.conditioning.sampling_inputs(batch, request or Request(), unet.device)
-            samples = denoise(unet, make_scheduler(pipeline, scheduler), noise, steps, generators, guidance)
+            samples = clean_samples(unet, shell, batch, steps=steps, scheduler=scheduler, seed=seed, request=request)
             yield to_pixels(shell.decode(samples))
             progress(len(batch))
     finally:
         unet.train(training)
+
+
+def clean_samples(
+    unet: Any,
+    shell: Shell,
+    indices: range,
+    *,
+    steps: int = 50,
+    scheduler: str | None = None,
+    seed: int = 0,
+    request: Request | None = None,
+) -> torch.Tensor:
+    """What a network in this shell denoises to, ``(B, C, H, W)``: pixels, or latents that nothing has decoded.
+
+    The arguments are those of `sample_batches`, of one batch.
+    """
+    generators = image_generators(seed, indices)
+    shape = (len(indices), shell.channels, shell.size, shell.size)
+    noise = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
+    guidance = shell.conditioning.sampling_inputs(indices, request or Request(), unet.device)
+    return denoise(unet, make_scheduler(shell, scheduler), noise, steps, generators, guidance)
 
 
 def denoise(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from slimdpm.annotations import Labels, number_labels
 from slimdpm.errors import SlimdpmError
+from slimdpm.files import digest_files
 from slimdpm.images import EXTENSIONS
 from slimdpm.metadata import decoded
 
@@ -67,6 +68,9 @@ class Shards:
 
     def identity(self) -> str:
         return repr([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in self.files])
+
+    def content(self) -> str:
+        return digest_files(self.files)
 
     def labels(self) -> Labels | None:
         values = self._beside(self.label_extension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from slimdpm.annotations import Labels, number_labels
 from slimdpm.errors import SlimdpmError
+from slimdpm.files import digest_files
 from slimdpm.images import EXTENSIONS
 from slimdpm.metadata import read_metadata
 from slimdpm.recipe import DataRecipe
@@ -22,10 +24,11 @@ TEXT_COLUMNS = ("text", "caption")  # where captions are looked for if no column
 
 
 class Source(Protocol):
-    """Images by number. Reading one may raise whatever its decoder raises: it is then counted as broken.
+    """Images by number, for several threads at once. Reading one may raise whatever its decoder raises: it is then
+    counted as broken.
 
     A source that knows more of its images than these methods tell has `labels` or `captions`, too: see
-    `slimdpm.annotations`.
+    `slimdpm.annotations`. One whose files may move has `content`, a digest of the images in their order.
     """
 
     def __len__(self) -> int: ...
@@ -102,6 +105,9 @@ class Folder:
         stats = [(self.name(i), f.stat().st_size, f.stat().st_mtime_ns) for i, f in enumerate(self.files)]
         return repr((str(self.root.resolve()), stats))
 
+    def content(self) -> str:
+        return digest_files(self.files)
+
 
 class Arrays:
     """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``; their classes and captions, each ``(N,)``."""
@@ -136,6 +142,12 @@ class Arrays:
         sample = self.images[:: max(1, len(self.images) // 64)]
         told = [column.tobytes() for column in (self.classes, self.texts) if column is not None]
         return repr((self.label, self.images.shape, sample.tobytes(), *told))
+
+    def content(self) -> str:
+        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=16)
+        for image in self.images:
+            digest.update(image.tobytes())
+        return digest.hexdigest()
 
     def labels(self) -> Labels | None:
         labels = self._column(self.classes, "labels")

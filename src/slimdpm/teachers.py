@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from slimdpm.conditioning import Conditioning, Unconditional, conditioning_of
 from slimdpm.errors import SlimdpmError
+from slimdpm.fingerprint import fingerprint
 from slimdpm.loading import (
     ASSETS,
     AUTOENCODERS,
@@ -29,7 +30,7 @@ from slimdpm.process import Process
 from slimdpm.transformer import TransformerDenoiser
 
 __all__ = [
-    "ASSETS", "Shell", "Teacher", "fingerprint", "load_pipeline", "load_teacher", "network_of", "new_shell", "shell_of"
+    "ASSETS", "Shell", "Teacher", "load_pipeline", "load_teacher", "network_of", "new_shell", "shell_of"
 ]  # fmt: skip
 
 
@@ -75,14 +76,41 @@ class Shell:
         """The networks of the shell."""
         return [*([] if self.autoencoder is None else [self.autoencoder]), *self.conditioning.modules]
 
+    def encoders(self, *, latents: bool) -> list[nn.Module]:
+        """Those that training needs; with `latents` known, none for images."""
+        return self.conditioning.modules if latents else self.frozen
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What `encode_moments` gives: the clean sample, or mean and log-variance of what it is drawn from."""
+        return ("mean", "logvar") if isinstance(self.autoencoder, AutoencoderKL) else ("sample",)
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` in [−1, 1] as the U-Net's clean samples; a KL autoencoder's are drawn at random."""
+    def encode_moments(self, images: Tensor) -> dict[str, Tensor]:
+        """Images ``(B, C, H, W)`` in [−1, 1] as what is known of the U-Net's clean samples, ``(B, C, h, w)`` each."""
         if self.autoencoder is None:
-            return images
+            return {"sample": images}
         encoded = self.autoencoder.encode(images)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample()
-        return latents * self.autoencoder.config.scaling_factor
+        if "sample" in self.moments:
+            return {"sample": encoded.latents * self.autoencoder.config.scaling_factor}
+        return {"mean": encoded.latent_dist.mean, "logvar": encoded.latent_dist.logvar}
+
+    def draw(self, moments: Mapping[str, Tensor]) -> Tensor:
+        """The U-Net's clean samples; a KL autoencoder's are random."""
+        if "sample" in moments:
+            return moments["sample"]
+        parameters = torch.cat([moments["mean"], moments["logvar"]], dim=1)
+        return DiagonalGaussianDistribution(parameters).sample() * self.autoencoder.config.scaling_factor
+
+    def clean_samples(self, batch: Mapping[str, Any], device: torch.device) -> Tensor:
+        """The U-Net's clean samples of a training batch, which has ``"latents"`` or ``"images"``."""
+        if "latents" in batch:
+            return self.draw({part: rows.to(device, non_blocking=True) for part, rows in batch["latents"].items()})
+        return self.encode(batch["images"].to(device, non_blocking=True))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images ``(B, C, H, W)`` in [−1, 1] as the U-Net's clean samples."""
+        return self.draw(self.encode_moments(images))
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
@@ -202,12 +230,3 @@ def new_shell(
     model = load_model(getattr(diffusers, name), folder, {})
     kind = pipeline_class(conditioning.pipeline or "LDMPipeline")
     return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], model, conditioning, {"vqvae": model})
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short name for a network's weights: it changes when any of them does."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

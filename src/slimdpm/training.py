@@ -107,7 +107,7 @@ class Trainer:
     def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
         d, device = self.recipe.distill, self.accelerator.device
         process = self.shell.process.to(device)
-        for module in self.shell.frozen:
+        for module in self.shell.encoders(latents=self.images.latents is not None):
             module.requires_grad_(False).eval().to(device)
         return Distiller(
             self.state.student,
@@ -209,14 +209,13 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for micro in range(self.accumulation):
             batch = next(batches)
-            images = batch["images"].to(a.device, non_blocking=True)
             place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
             share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
             torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
             with a.accumulate(self.wrapped):
                 with a.autocast():
                     losses = self.distiller.losses(
-                        self.shell.encode(images),
+                        self.shell.clean_samples(batch, a.device),
                         noise[share],
                         timesteps[share],
                         self.shell.conditioning.training_inputs(batch, dropped[share]),

@@ -122,4 +122,4 @@ def _pipeline(job: Job, trainer: Trainer) -> DiffusionPipeline:
     results = Results(job.recipe, trainer.run, job.plan.config, job.shell, None, trainer.accelerator.device, Display())
     weights = trainer.weights()
     results.save_student(weights)
-    return results.pipeline(weights)
+    return results.pipeline(weights).to(trainer.accelerator.device)

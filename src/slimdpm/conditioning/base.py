@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from slimdpm.errors import SlimdpmError
+
+if TYPE_CHECKING:
+    from slimdpm.cache.text import Embeddings
 
 Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
 
@@ -55,6 +58,14 @@ class Guidance:
         return without + self.scale * (wanted - without)
 
 
+class Keeper(Protocol):
+    """Keeps what is made of different texts: see `slimdpm.cache.text.prepare_embeddings`."""
+
+    def embeddings(
+        self, texts: Sequence[str], encode: Callable, encoders: Sequence[nn.Module], name: str
+    ) -> Embeddings: ...
+
+
 class Conditioning(Protocol):
     """One of the three cases.
 
@@ -97,6 +108,16 @@ class Conditioning(Protocol):
 
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         """Prompts for samples, from the data's conditions; none if samples do without."""
+
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        """For training: what frozen networks make of these conditions is computed once and kept, if it is worth it."""
+
+    def in_turn(self, request: Request) -> Sequence | None:
+        """The conditions that samples of a request take in turn, None if there is nothing to tell.
+
+        Raises:
+            SlimdpmError: if the request asks for what this network cannot be given.
+        """
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         """What a batch gives the network.
@@ -151,19 +172,26 @@ class Unconditional:
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         return []
 
-    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        return {}
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        return self
 
-    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+    def in_turn(self, request: Request) -> Sequence | None:
         asked = {
             "class": bool(request.classes),
             "prompt": bool(request.prompts),
             "negative prompt": request.negative_prompt is not None,
-            "guidance": request.guidance is not None,
+            "guidance": request.guidance not in (None, 1),
         }
         if any(asked.values()):
             first = next(name for name, wanted in asked.items() if wanted)
             raise SlimdpmError(f"the pipeline is unconditional: it takes no {first}")
+        return None
+
+    def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
+        return {}
+
+    def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
+        self.in_turn(request)
         return Guidance({})
 
     def card(self) -> dict[str, str]:

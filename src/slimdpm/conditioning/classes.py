@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.annotations import labels_of
-from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Request
+from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request
 from slimdpm.errors import SlimdpmError
 
 MISSING_LABELS = (
@@ -121,6 +121,15 @@ class ClassLabels:
     def examples(self, conditions: Sequence | None, seed: int) -> list[str]:
         return []
 
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        return self  # an embedder's one token is looked up as fast as a kept one
+
+    def in_turn(self, request: Request) -> Sequence | None:
+        if request.prompts or request.negative_prompt is not None:
+            raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt")
+        self._scale(request)
+        return [self.number(wanted) for wanted in request.classes] or self.numbers
+
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         labels = batch["conditions"]
         if dropped is not None and self.null is not None:
@@ -134,9 +143,8 @@ class ClassLabels:
             return {"encoder_hidden_states": self.embedder(labels)}  # (B, 1, D)
 
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
-        if request.prompts or request.negative_prompt is not None:
-            raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt")
-        classes = [self.number(wanted) for wanted in request.classes] or self.numbers
+        classes = self.in_turn(request)
+        assert classes is not None
         labels = torch.tensor([classes[i % len(classes)] for i in indices], device=device)
         scale = self._scale(request)
         if scale == 1:

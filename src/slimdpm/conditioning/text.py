@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slimdpm.annotations import captions_of
-from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Request, map_inputs
+from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request, map_inputs
 from slimdpm.errors import SlimdpmError
+from slimdpm.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from slimdpm.cache.text import Embeddings
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 _EXAMPLES = 8  # captions of the data that a run's samples show
 MISSING_CAPTIONS = (
     "the network takes captions and the data has none: put a metadata.jsonl or metadata.csv with file_name and text "
@@ -33,20 +39,25 @@ class Text:
     Args:
         pipeline: a text-to-image pipeline of diffusers. Its U-Net is not kept.
         size: of the images in pixels, which XL is told.
+        embeddings: of texts that were encoded before.
     """
 
     pipeline: str | None = None
 
-    def __init__(self, pipeline: Any, size: int):
+    def __init__(self, pipeline: Any, size: int, embeddings: Embeddings | None = None):
         given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
         self.encoder = type(pipeline)(**{**pipeline.components, **given, "unet": None})
-        self.size = size
+        self.size, self.embeddings = size, embeddings
         self.tokens = pipeline.tokenizer.model_max_length
         self.zeros = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.scale = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
 
     @property
     def modules(self) -> list[nn.Module]:
+        return [] if self.embeddings is not None else self._encoders
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
         found = [getattr(self.encoder, name, None) for name in _ENCODERS]
         return [module for module in found if module is not None]
 
@@ -54,10 +65,10 @@ class Text:
         return {}
 
     def sized(self, size: int) -> Conditioning:
-        return type(self)(self.encoder, size)
+        return type(self)(self.encoder, size, self.embeddings)
 
     def describe(self, drop: float) -> str | None:
-        names = ", ".join(type(module).__name__ for module in self.modules)
+        names = ", ".join(type(module).__name__ for module in self._encoders)
         return f"conditioning: text of {self.tokens} tokens by {names}; {drop:.0%} of the captions are dropped"
 
     def knows(self, source: Any) -> bool:
@@ -77,20 +88,34 @@ class Text:
         chosen = np.random.default_rng(seed).permutation(len(different))[:_EXAMPLES]
         return [different[i] for i in chosen]
 
+    def kept(self, conditions: Sequence | None, keeper: Keeper) -> Conditioning:
+        texts = list(dict.fromkeys(["", *(conditions or ())]))  # the empty prompt is the null condition
+        tokenizers = [getattr(self.encoder, name) for name in _TOKENIZERS if getattr(self.encoder, name, None)]
+        told = [(t.get_vocab(), t.special_tokens_map, t.model_max_length) for t in tokenizers]
+        name = " ".join([*map(fingerprint, self._encoders), json.dumps(told, sort_keys=True, default=str)])
+        embeddings = keeper.embeddings(texts, self._encode, self._encoders, name)
+        return type(self)(self.encoder, self.size, embeddings)
+
+    def in_turn(self, request: Request) -> Sequence | None:
+        if not request.prompts:
+            raise SlimdpmError("the pipeline is text-to-image: it needs prompts, of its samples data.samples.prompts")
+        return list(self.facts(request)["prompts"])
+
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        captions = batch["conditions"]
-        given = self._encoded(captions)
+        captions, device = batch["conditions"], None if dropped is None else dropped.device
+        given = self._inputs(captions, device)
         if dropped is None:
             return given
-        null = self._null(None, len(captions))
+        null = self._null(None, len(captions), device)
         return map_inputs(lambda a, b: torch.where(dropped.reshape(-1, *[1] * (a.ndim - 1)), a, b), null, given)
 
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
         facts = self.facts(request)
         prompts = [facts["prompts"][i % len(facts["prompts"])] for i in indices]
+        given = self._inputs(prompts, device)
         if facts["guidance"] == 1:
-            return Guidance(self._encoded(prompts))
-        return Guidance(self._encoded(prompts), self._null(request.negative_prompt, len(prompts)), facts["guidance"])
+            return Guidance(given)
+        return Guidance(given, self._null(request.negative_prompt, len(prompts), device), facts["guidance"])
 
     def facts(self, request: Request) -> dict[str, Any]:
         if request.classes:
@@ -104,30 +129,38 @@ class Text:
         call = '"a prompt", '
         return {"tag": "text-to-image", "module": "diffusers", "name": "DiffusionPipeline", "call": call}
 
-    def _null(self, negative_prompt: str | None, count: int) -> Inputs:
+    def _null(self, negative_prompt: str | None, count: int, device: torch.device | None) -> Inputs:
         """What takes the place of `count` prompts: a negative prompt, or the null condition."""
-        null = self._encoded([negative_prompt or ""] * count)
+        null = self._inputs([negative_prompt or ""] * count, device)
         if negative_prompt is None and self.zeros:  # the size, which XL is told too, stays
             null["encoder_hidden_states"] = torch.zeros_like(null["encoder_hidden_states"])
             added = null["added_cond_kwargs"]
             null["added_cond_kwargs"] = {**added, "text_embeds": torch.zeros_like(added["text_embeds"])}
         return null
 
-    @torch.no_grad()
-    def _encoded(self, texts: Sequence[str]) -> Inputs:
-        """Texts as the U-Net is given them; each different one is encoded once."""
+    def _inputs(self, texts: Sequence[str], device: torch.device | None) -> Inputs:
+        """Texts as the U-Net is given them, on a device, by default the encoder's; a repeated one is encoded once."""
         different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        device = next(self.modules[0].parameters()).device
+        known = self.embeddings is not None and self.embeddings.know(list(different))
+        encoded = self.embeddings.of(list(different)) if known else self._encode(list(different))  # type: ignore[union-attr]
+        rows = torch.tensor([different[text] for text in texts])
+        encoded = {part: tensor[rows.to(tensor.device)].to(device or tensor.device) for part, tensor in encoded.items()}
+        inputs: Inputs = {"encoder_hidden_states": encoded["encoder_hidden_states"]}  # (B, tokens, D)
+        if "text_embeds" in encoded:  # XL: the pooled text, and six numbers: original size, corner of the crop, size
+            pooled = encoded["text_embeds"]
+            ids = pooled.new_tensor([[self.size, self.size, 0, 0, self.size, self.size]])
+            inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.expand(len(texts), -1)}
+        return inputs
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """``encoder_hidden_states`` ``(N, tokens, D)``, of XL ``text_embeds`` ``(N, P)`` too."""
+        device = next(self._encoders[0].parameters()).device
         with _quiet(self.encoder):
             encoded = self.encoder.encode_prompt(
-                prompt=list(different), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        rows = torch.tensor([different[text] for text in texts], device=device)
-        inputs: Inputs = {"encoder_hidden_states": encoded[0][rows]}  # (B, tokens, D)
-        if len(encoded) == 4:  # XL: the pooled text, and six numbers: original size, corner of the crop, size
-            ids = encoded[2].new_tensor([[self.size, self.size, 0, 0, self.size, self.size]])
-            inputs["added_cond_kwargs"] = {"text_embeds": encoded[2][rows], "time_ids": ids.expand(len(texts), -1)}
-        return inputs
+        return {"encoder_hidden_states": encoded[0]} | ({"text_embeds": encoded[2]} if len(encoded) == 4 else {})
 
 
 @contextmanager

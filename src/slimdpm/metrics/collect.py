@@ -21,10 +21,11 @@ from slimdpm.data import Images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.fingerprint import fingerprint
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.parallel import processes
 from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import fingerprint, network_of, shell_of
+from slimdpm.teachers import network_of, shell_of
 
 SHARD = 64  # images
 

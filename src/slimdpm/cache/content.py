@@ -1,0 +1,54 @@
+"""What data and networks are, by their content: under other names, or with another date, they are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from slimdpm.files import write_text
+from slimdpm.fingerprint import fingerprint
+
+
+def content_of(source: Any, memory: Path) -> str:
+    """A short name for the images of a source, in their order.
+
+    Reading all of them takes a while, so the answer is remembered for as long as the files keep size and date.
+
+    Args:
+        source: see `slimdpm.sources.Source`. One that cannot tell its content is known by its identity.
+        memory: the folder that remembers; it exists.
+    """
+    identity = source.identity()
+    if not hasattr(source, "content"):
+        return short(identity)
+    file = memory / f"content-{short(identity)}.txt"
+    with FileLock(memory / "content.lock"):  # of several processes one reads
+        if not file.exists():
+            write_text(file, source.content())
+    return file.read_text(encoding="utf-8")
+
+
+def name_of(network: Any) -> str:
+    """A short name for what a diffusers network computes: its weights and its config."""
+    return short(fingerprint(network), settings_of(network.config))
+
+
+def settings_of(config: Mapping[str, Any]) -> str:
+    """A config of diffusers as text, without what it says of itself: whence it was loaded, by which version."""
+
+    def bare(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: bare(inner) for key, inner in value.items() if not key.startswith("_")}
+
+    return json.dumps(bare(config), sort_keys=True, default=str)
+
+
+def short(*parts: str) -> str:
+    """A short name for these texts."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()

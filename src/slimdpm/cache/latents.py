@@ -1,0 +1,103 @@
+"""The latents of a data set, encoded once, so that training neither decodes images nor runs an autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimdpm.cache.content import content_of, name_of, short
+from slimdpm.cache.store import Layout, Make, Notes, Store
+from slimdpm.data import Decoder, Images, check_readable, to_model_range
+from slimdpm.devices import resident
+from slimdpm.display import Display
+from slimdpm.sources import Source
+from slimdpm.teachers import Shell
+
+_BATCH = 16  # images that are encoded at once: a part of what is computed, so always the same
+
+
+def prepare_latents(
+    source: Source,
+    decoder: Decoder,
+    shell: Shell,
+    root: Path,
+    *,
+    flip: bool,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device,
+    workers: int,
+    display: Display,
+) -> Images:
+    """A source's images with their latents, encoded now if they are not kept from before.
+
+    Args:
+        source: the images.
+        decoder: how they become squares; center crops.
+        shell: with the autoencoder.
+        root: an existing folder; the latents are kept in one below it that is named by what they depend on.
+        flip: encode the mirrored images too: an autoencoder does not mirror exactly.
+        dtype: to keep them in.
+        device: to encode on.
+        workers: threads that decode images.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: if no image can be read, or the cache does not fit on the disk.
+    """
+    mirrored = (False, True) if flip else (False,)
+    shape = (len(mirrored), shell.channels, shell.size, shell.size)
+    layout = Layout(len(source), dict.fromkeys(shell.moments, shape), dtype)
+    key = short(content_of(source, root), name_of(shell.autoencoder), repr((decoder, _BATCH)), layout.key)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        make = _maker(source, decoder, shell, mirrored, device, pool)
+        store = Store(root / f"latents-{key}", layout).build(make, f"latents of {len(source)} images", display)
+    broken = {number: (source.name(number), reason) for number, reason in store.notes().items()}
+    check_readable(source, broken)
+    good = np.array([i for i in range(len(source)) if i not in broken])
+    return replace(Images(source, decoder, good, list(broken.values()), None), latents=store)
+
+
+def _maker(
+    source: Source,
+    decoder: Decoder,
+    shell: Shell,
+    mirrored: tuple[bool, ...],
+    device: torch.device,
+    pool: ThreadPoolExecutor,
+) -> Make:
+    blank = np.zeros((decoder.size, decoder.size, decoder.channels), np.uint8)
+
+    def decode(number: int) -> tuple[np.ndarray, str | None]:
+        try:
+            return decoder(source, number), None
+        except Exception as error:  # decoders raise anything at all on a broken file
+            return blank, f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
+        decoded = pool.map(decode, range(first, last))  # runs ahead of the encoder
+        notes: Notes = {}
+        parts: list[dict[str, Tensor]] = []
+        with resident([shell.autoencoder], device):
+            for start in range(first, last, _BATCH):
+                numbers = range(start, min(start + _BATCH, last))
+                squares, reasons = zip(*(next(decoded) for _ in numbers), strict=True)
+                notes |= {number: reason for number, reason in zip(numbers, reasons, strict=True) if reason}
+                parts.append(_encode(np.stack(squares), shell, mirrored, device))
+                advance(len(numbers))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, notes
+
+    return make
+
+
+@torch.inference_mode()
+def _encode(squares: np.ndarray, shell: Shell, mirrored: tuple[bool, ...], device: torch.device) -> dict[str, Tensor]:
+    """uint8 ``(N, H, W, C)`` to ``(N, variants, C, h, w)`` of each part."""
+    images = to_model_range(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device))
+    variants = [shell.encode_moments(images.flip(-1) if flipped else images) for flipped in mirrored]
+    return {name: torch.stack([variant[name] for variant in variants], dim=1).cpu() for name in variants[0]}

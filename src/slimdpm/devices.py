@@ -1,0 +1,22 @@
+"""Where networks are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def resident(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Frozen networks on a device while the context is open, then where they were: training may do without them."""
+    places = [next(module.parameters()).device for module in modules]
+    for module in modules:
+        module.requires_grad_(False).eval().to(device)
+    try:
+        yield
+    finally:
+        for module, place in zip(modules, places, strict=True):
+            module.to(place)

@@ -1,0 +1,343 @@
+"""What is computed once and kept: the same bytes each time, whole after a kill, found out if a byte flips."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import latent_pipeline, launch, text_pipeline
+from diffusers import AutoencoderKL, VQModel
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from slimdpm import SlimdpmError
+from slimdpm.cache.latents import prepare_latents
+from slimdpm.cache.store import Layout, Store
+from slimdpm.cli import app
+from slimdpm.data import Decoder, to_model_range
+from slimdpm.display import Display
+from slimdpm.job import new_trainer, plan_job, run_job
+from slimdpm.parallel import make_accelerator
+from slimdpm.recipe import load_recipe
+from slimdpm.run import RunFolder
+from slimdpm.sources import Arrays, open_source
+from slimdpm.teachers import shell_of
+
+QUICK = [
+    "student.width=8", "train.steps=4", "train.batch_size=4", "train.log_every=1", "train.trackers=[]",
+    "train.sample_every=0", "samples.count=2", "samples.steps=2", "data.workers=0", "data.flip=true",
+]  # fmt: skip
+CPU = torch.device("cpu")
+ROWS = Layout(20, {"square": (2,), "cube": (1, 3)}, shard=4)
+
+
+def made(first, last, advance=lambda rows: None):
+    """Rows that follow from their numbers; an odd shard has a note."""
+    numbers = torch.arange(first, last, dtype=torch.float32)
+    advance(last - first)
+    parts = {"square": numbers[:, None].expand(-1, 2) ** 2, "cube": numbers[:, None, None].expand(-1, 1, 3) ** 3}
+    return parts, {first: "odd"} if first // 4 % 2 else {}
+
+
+def built(folder, make=made):
+    """A store, what was said, and the first rows of the shards that were made."""
+    did, lines = [], io.StringIO()
+
+    def noted(first, last, advance):
+        did.append(first)
+        return make(first, last, advance)
+
+    store = Store(Path(folder), ROWS).build(noted, "rows", Display(Console(file=lines, width=500)))
+    return store, lines.getvalue(), did
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).rglob("*.safetensors"))}
+
+
+def test_rows_are_what_was_made_and_the_bytes_are_the_same_each_time(tmp_path):
+    store, said, did = built(tmp_path / "one")
+    assert did == [0, 4, 8, 12, 16] and "0.0 MB will be kept in" in said
+    for number in (0, 7, 19):
+        assert store.row(number)["square"].tolist() == [number**2] * 2
+        assert store.row(number)["cube"].tolist() == [[number**3] * 3]
+    assert store.notes() == {4: "odd", 12: "odd"}
+    built(tmp_path / "two")
+    assert len(contents(tmp_path / "one")) == 5 and contents(tmp_path / "one") == contents(tmp_path / "two")
+    _, said, did = built(tmp_path / "one")
+    assert did == [] and "kept in" not in said
+
+
+@pytest.mark.parametrize("place", [3, 20, 70, -40, -1, None], ids=lambda place: "cut" if place is None else str(place))
+def test_a_flipped_byte_is_found_and_its_shard_made_again(tmp_path, place):
+    built(tmp_path)
+    before = contents(tmp_path)
+    broken = tmp_path / "00000008.safetensors"
+    data = bytearray(before[broken.name])
+    if place is None:
+        del data[-10:]
+    else:
+        data[place] ^= 1
+    broken.write_bytes(data)
+    _, said, did = built(tmp_path)
+    assert did == [8] and said.count(f"{broken} is damaged and is made again\n") == 1
+    assert contents(tmp_path) == before
+
+
+def slow(first, last, advance):
+    time.sleep(0.3)
+    return made(first, last, advance)
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_kill_in_the_middle_leaves_a_usable_part(tmp_path):
+    process = start(tmp_path / "store")
+    while not (tmp_path / "store/00000004.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = contents(tmp_path / "store")
+    assert 2 <= len(there) < 5
+    leftover = tmp_path / "store/.00000016.safetensors.tmp-1"
+    leftover.write_bytes(b"half")  # what a kill in the middle of writing leaves
+    _, _, did = built(tmp_path / "store")
+    assert did == [0, 4, 8, 12, 16][len(there) :] and not leftover.exists()
+    built(tmp_path / "whole")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_two_strangers_share_the_work(tmp_path):
+    outputs = [process.communicate(timeout=120)[0] for process in [start(tmp_path / "store") for _ in range(2)]]
+    did = [[int(line) for line in output.split()] for output in outputs]
+    assert sorted(did[0] + did[1]) == [0, 4, 8, 12, 16]
+    built(tmp_path / "whole")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_two_processes_of_a_launch_share_the_work(tmp_path):
+    codes, outputs = launch(tmp_path, __file__, str(tmp_path / "store"))
+    assert codes == [0, 0], outputs
+    did = [[int(line) for line in output.split() if line.isdigit()] for output in outputs]
+    assert did == [[0, 8, 16], [4, 12]]
+    built(tmp_path / "whole")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_longer_store_has_the_shards_of_a_shorter_one(tmp_path):
+    Store(tmp_path / "grown", Layout(6, ROWS.parts, shard=4)).build(made, "rows", Display())
+    _, said, did = built(tmp_path / "grown")
+    assert did == [4, 8, 12, 16] and "damaged" not in said  # the one of two rows is too short
+    built(tmp_path / "whole")
+    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
+    Store(tmp_path / "grown", Layout(6, ROWS.parts, shard=4)).build(pytest.fail, "rows", Display())
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.raises(SlimdpmError, match=r"rows: 0.0 MB are needed in .*, 0.0 MB are free; name another folder"):
+        built(tmp_path)
+    assert not contents(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twenty 20x16 PNGs, one of them broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    (folder / "07.png").write_text("no image")
+    return folder
+
+
+def latents(pipeline, photos, root, *, flip=True, decoder=None, **options):
+    root.mkdir(exist_ok=True)
+    source, decoder = open_source(str(photos)), decoder or Decoder(16)
+    options = {"device": CPU, "workers": 2, "display": Display(), **options}
+    return prepare_latents(source, decoder, shell_of(pipeline), root, flip=flip, **options)
+
+
+@pytest.mark.parametrize("kind", [VQModel, AutoencoderKL])
+def test_latents_are_what_the_autoencoder_gives_image_and_mirror_image(kind, photos, tmp_path):
+    pipeline = latent_pipeline(kind)
+    images = latents(pipeline, photos, tmp_path / "cache")
+    assert [name for name, _ in images.broken] == ["07.png"] and len(images) == 19
+    for number, file in ((0, "00.png"), (7, "08.png")):
+        square = np.asarray(Image.open(photos / file))[:, 2:18]
+        for mirrored in (False, True):
+            pixels = to_model_range(torch.from_numpy(square[:, :: -1 if mirrored else 1].copy()).permute(2, 0, 1))
+            with torch.no_grad():
+                encoded = pipeline.vqvae.encode(pixels[None])
+            found = images.moments(number, mirrored)
+            if kind is VQModel:
+                expected = {"sample": encoded.latents[0] * pipeline.vqvae.config.scaling_factor}
+            else:
+                expected = {"mean": encoded.latent_dist.mean[0], "logvar": encoded.latent_dist.logvar[0]}
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kl_latent_is_drawn_anew_each_time(photos, tmp_path):
+    pipeline = latent_pipeline(AutoencoderKL)
+    images, shell = latents(pipeline, photos, tmp_path / "cache"), shell_of(pipeline)
+    batch = {"latents": {part: rows.expand(4000, -1, -1, -1) for part, rows in images.moments(3, False).items()}}
+    drawn = shell.clean_samples(batch, CPU) / pipeline.vqvae.config.scaling_factor
+    mean, deviation = images.moments(3, False)["mean"], (images.moments(3, False)["logvar"] / 2).exp()
+    torch.testing.assert_close(drawn.mean(0), mean, atol=5 * deviation.max().item() / 4000**0.5, rtol=0)
+    torch.testing.assert_close(drawn.std(0), deviation, rtol=0.1, atol=0)
+
+
+def test_latents_belong_to_content_autoencoder_and_preprocessing(photos, tmp_path, monkeypatch):
+    pipeline, cache = latent_pipeline(VQModel), tmp_path / "cache"
+    latents(pipeline, photos, cache)
+    first = contents(cache)
+    latents(pipeline, photos, tmp_path / "again")
+    assert contents(tmp_path / "again") == first
+    shutil.copytree(photos, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other dates
+    (tmp_path / "elsewhere/00.png").rename(tmp_path / "elsewhere/0.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(VQModel, "encode", lambda *a: pytest.fail("encoded again"))
+        latents(pipeline, tmp_path / "elsewhere", cache)
+    assert contents(cache) == first
+
+    def folders():
+        return len(list(cache.glob("latents-*")))
+
+    latents(pipeline, photos, cache, decoder=Decoder(16, interpolation="bicubic"))
+    latents(pipeline, photos, cache, flip=False)
+    latents(pipeline, photos, cache, dtype=torch.float16)
+    assert folders() == 4
+    pipeline.vqvae.register_to_config(scaling_factor=0.5)
+    latents(pipeline, photos, cache)
+    assert folders() == 5
+    latents(latent_pipeline(VQModel), photos, cache)  # other weights
+    Image.new("RGB", (16, 16)).save(photos / "00.png")
+    latents(pipeline, photos, cache)
+    assert folders() == 7
+
+
+def test_half_precision_halves_the_size(photos, tmp_path):
+    pipeline = latent_pipeline(AutoencoderKL)
+    full, half = (latents(pipeline, photos, tmp_path / str(d), dtype=d) for d in (torch.float32, torch.float16))
+    assert half.latents.layout.row_nbytes * 2 == full.latents.layout.row_nbytes == 2 * 2 * 3 * 8 * 8 * 4
+    torch.testing.assert_close(half.moments(2, True), full.moments(2, True), atol=1e-3, rtol=1e-3)
+
+
+def pictures():
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 16, 3), dtype=np.uint8)
+    return Arrays(images, texts=np.array([f"photo {'ab'[i % 2]}" for i in range(6)]))
+
+
+def job_of(teacher, *more):
+    recipe = load_recipe(None, [*QUICK, *more], values={"data": {"path": "pictures"}})
+    return plan_job(recipe, teacher=teacher, data=pictures())
+
+
+def losses(teacher, folder, *more):
+    run_job(job_of(teacher, *more), folder, report=False)
+    timing = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in timing} for line in RunFolder(folder).metrics()]
+
+
+@pytest.mark.parametrize("kind", ["VQ", "KL", "text", "pixel"])
+def test_loss_curves_with_and_without_agree(kind, tmp_path, teacher_folder):
+    if kind == "text":
+        pytest.importorskip("transformers")
+        teacher = text_pipeline(tmp_path)
+    elif kind == "pixel":
+        from slimdpm import load_pipeline
+
+        teacher = load_pipeline(teacher_folder)
+    else:
+        teacher = latent_pipeline(VQModel if kind == "VQ" else AutoencoderKL)
+    kept, anew = losses(teacher, tmp_path / "kept"), losses(teacher, tmp_path / "anew", "data.cache=false")
+    assert len(kept) == 4
+    if kind == "pixel":
+        assert kept == anew
+    for one, two in zip(kept, anew, strict=True):  # of KL too: its draws follow from the step, not from the encoder
+        assert one == pytest.approx(two, rel=1e-4)
+    assert contents(tmp_path / "anew/cache") == {}
+
+
+def test_training_from_the_cache_leaves_encoders_where_they_are(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    teacher, shared = text_pipeline(tmp_path), f"data.cache={tmp_path / 'shared'}"
+    losses(teacher, tmp_path / "first", shared)
+    before = contents(tmp_path / "shared")
+    assert {file.parent.name.split("-")[0] for file in (tmp_path / "shared").rglob("*.safetensors")} == {
+        "latents",
+        "text",
+    }
+    again = job_of(teacher, shared, "train.seed=1", "train.batch_size=2")  # another run, the same cache
+    run = RunFolder(tmp_path / "second")
+    run.open(again.recipe)
+    for module in (AutoencoderKL, type(teacher.text_encoder)):
+        monkeypatch.setattr(module, "to", lambda *a: pytest.fail("moved"))
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *a: pytest.fail("encoded"))
+    trainer = new_trainer(again, run, make_accelerator(again.recipe, run))
+    monkeypatch.setattr(type(teacher.text_encoder), "forward", lambda *a, **k: pytest.fail("encoded"))
+    trainer.train()
+    run.close()
+    assert trainer.state.step == 4 and contents(tmp_path / "shared") == before
+
+
+def test_text_is_kept_as_the_pipeline_encodes_it(tmp_path):
+    pytest.importorskip("transformers")
+    teacher = text_pipeline(tmp_path)
+    job = job_of(teacher)
+    run = RunFolder(tmp_path / "run")
+    run.open(job.recipe)
+    conditioning = new_trainer(job, run, make_accelerator(job.recipe, run)).shell.conditioning
+    run.close()
+    assert conditioning.modules == [] and conditioning.embeddings.know(["", "photo a", "photo b"])
+    found = conditioning.training_inputs({"conditions": ["photo b", "photo a"]}, torch.tensor([False, True]))
+    with torch.no_grad():
+        expected = teacher.encode_prompt(["photo b", ""], "cpu", 1, False)[0]
+    torch.testing.assert_close(found["encoder_hidden_states"], expected)
+
+
+def test_a_resumed_run_goes_on_from_its_cache(tmp_path):
+    teacher = latent_pipeline(AutoencoderKL)
+    whole = losses(teacher, tmp_path / "whole")
+    losses(teacher, tmp_path / "parts", "train.steps=2")
+    assert losses(teacher, tmp_path / "parts") == whole
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SlimdpmError, match=r"data.cache: the folder .*file cannot be made: File exists"):
+        losses(latent_pipeline(VQModel), tmp_path / "run", f"data.cache={tmp_path / 'file'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_cache_on_the_command_line(tmp_path, photos):
+    latent_pipeline(VQModel).save_pretrained(tmp_path / "teacher")
+    sets = [part for s in QUICK if "flip" not in s for part in ("--set", s)]
+    arguments = ["slim", str(tmp_path / "teacher"), str(photos), "-o", str(tmp_path / "run"), *sets]
+    done = CliRunner().invoke(app, [*arguments, "--no-cache"], catch_exceptions=False)
+    assert "will be kept in" not in done.output and not list((tmp_path / "run").rglob("latents-*"))
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)  # the same run: what is kept is of no account
+    assert "latents of 20 images: 0.0 MB will be kept in" in done.output
+    assert "1 of 20 images cannot be read and are skipped: 07.png" in done.output
+    weights = load_file(tmp_path / "run/checkpoints/step-00000004/student.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+if __name__ == "__main__":
+    _, _, did = built(sys.argv[1], slow)
+    print(*did, sep="\n")
+    if "RANK" in os.environ:
+        torch.distributed.destroy_process_group()
