@@ -35,13 +35,14 @@ from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_folder, write_json
+from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
 from slimdpm.loading import read_json
 from slimdpm.profile import build, latencies, measure
 from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts
 from slimdpm.sharing import share
-from slimdpm.teachers import fingerprint, load_pipeline
+from slimdpm.teachers import load_pipeline
 
 TOGETHER = 9  # cells at most that share one run of the teacher
 SHOWN_CELLS = ("lite", "spatial + frequency", "gating", "spectral", "lite from teacher", "spectral from teacher")
