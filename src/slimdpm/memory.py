@@ -11,7 +11,7 @@ libraries themselves. docs/paper-tasks.md says how far it was off.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -93,24 +93,25 @@ def estimate_memory(
         processes: that train together.
     """
     with _imagined():
-        student = TappedStudent(build(config), pairs)
+        unet = _imagined_network(build, config)
+        student = TappedStudent(unet, pairs)
         if recipe.train.gradient_checkpointing:
-            student.unet.enable_gradient_checkpointing()
-        guide = build(teacher.config) if teacher else None
+            unet.enable_gradient_checkpointing()
+        guide = _imagined_network(build, teacher.config) if teacher else None
         shell = _imagined_shell(shell)
-        trained, unet = _bytes(student), _bytes(student.unet)
+        trained, averaged = _bytes(student), _bytes(unet)
         step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
-        sampling = _sampling(recipe, student.unet, shell, guide)
+        sampling = _sampling(recipe, unet, shell, guide)
     return Memory(
         student=trained,
         gradients=trained,
         moments=2 * trained,
-        average=unet,
+        average=averaged,
         buckets=trained if processes > 1 else 0,
         teacher=_bytes(guide) if guide is not None else 0,
         frozen=sum(_bytes(module) for module in shell.frozen),
         step=max(0, step - trained),
-        sampling=unet + sampling,
+        sampling=averaged + sampling,
     )
 
 
@@ -125,7 +126,8 @@ def _step(
     grown: bool,
 ) -> int:
     """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before."""
-    d, unet, process = recipe.distill, student.unet, shell.process.to("cpu")
+    d, process = recipe.distill, shell.process.to("cpu")
+    unet: Any = student.unet
     distiller = Distiller(
         student,
         replace(process, prediction=recipe.student.prediction or process.prediction),
@@ -153,15 +155,16 @@ def _step(
 
 @torch.no_grad()
 def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
-    """The most that a batch of samples takes: a prediction of the larger network, guided, or decoding."""
+    """The most that a batch of samples takes: decoding it, or in pixel space a prediction of the larger network."""
     count = min(recipe.samples.batch_size, recipe.samples.count)
-    guided = 2 * count if shell.conditioning.pipeline or shell.conditioning.modules else count
     network = unet if teacher is None else teacher
     with _Live(unet, teacher, *shell.frozen) as live:
-        x = torch.zeros(guided, shell.channels, shell.size, shell.size)
-        conditions = _conditions(network.config, guided, shell.conditioning.tokens)
-        network(x, torch.zeros(guided, dtype=torch.long), return_dict=False, **conditions)
-        shell.decode(x[:count].clone())
+        x = torch.zeros(count, shell.channels, shell.size, shell.size)
+        if shell.autoencoder is None:
+            conditions = _conditions(network.config, count, shell.conditioning.tokens)
+            network(x, torch.zeros(count, dtype=torch.long), return_dict=False, **conditions)
+        else:
+            shell.decode(x)
     return live.peak
 
 
@@ -171,7 +174,7 @@ def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
 
 
 @contextmanager
-def _imagined():
+def _imagined() -> Iterator[None]:
     """Tensors made here are fake ones of a CPU: its fused attention and its autocast are like a GPU's."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         yield
@@ -180,8 +183,19 @@ def _imagined():
 def _imagined_shell(shell: Shell) -> Shell:
     if shell.autoencoder is None:
         return shell
-    autoencoder = type(shell.autoencoder).from_config(shell.autoencoder.config).requires_grad_(False).eval()
-    return replace(shell, autoencoder=autoencoder)
+    autoencoder = _imagined_network(type(shell.autoencoder).from_config, shell.autoencoder.config)
+    return replace(shell, autoencoder=autoencoder.requires_grad_(False).eval())
+
+
+def _imagined_network(make: Callable[[Any], Any], config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):  # initial values would be imagined one by one
+        network = make(config)
+    for module in network.modules():  # not Module.to_empty, which swaps the data of tensors
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return network
 
 
 def _bytes(module: nn.Module) -> int:
