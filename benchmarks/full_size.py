@@ -51,7 +51,7 @@ DIT_XL_2 = {
 
 
 def text_to_image(folder: Path) -> StableDiffusionPipeline:
-    """Stable Diffusion v1 with CLIP ViT-L/14, on the meta device; a tokenizer of one letter, as long as the true one."""
+    """Stable Diffusion v1 with CLIP ViT-L/14, on the meta device; the tokenizer knows one letter."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     (folder / "vocab.json").write_text(json.dumps({"a</w>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}))
@@ -164,8 +164,8 @@ def main() -> None:
     for name, batches in STEPS.items():
         result["step"][name] = [apart("--step", name, str(batch)) for batch in batches]
         for step in result["step"][name]:
-            print(f"{name}, batch {step['batch']}: {step['peak_rss_bytes'] / 1e9:.2f} GB at most, "
-                  f"{step['seconds']} s, foreseen {step['foreseen_over_took']:.2f} of what it took", flush=True)  # fmt: skip
+            took = f"{step['peak_rss_bytes'] / 1e9:.2f} GB at most, {step['seconds']} s"
+            print(f"{name}, batch {step['batch']}: {took}, foreseen {step['foreseen_over_took']:.2f} of it", flush=True)
         write_json(options.output / "full_size.json", result)
     for name in (*PRESET, "dit-xl-2"):
         found = result["dry_run"][name] = apart("--dry", name)
