@@ -68,12 +68,6 @@ def test_train_a_teacher_and_its_lite_baseline(tmp_path, image_folder):
     assert type(lite.unet) is UNet2DModel and lite.unet.config.block_out_channels != [16, 32]
 
 
-def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path, teacher_folder, image_folder):
-    out = invoke("slim", teacher_folder, image_folder, "-o", tmp_path / "run", "--ratio", "3", "--dry-run")
-    assert "student: SpectralUNet2DModel" in out and "feature pairs:" in out and "12 images of" in out
-    assert not (tmp_path / "run").exists()
-
-
 def test_profile_prints_the_papers_figures():
     out = invoke("profile", "ldm4-spectral", "ldm4-lite", "--against", "ldm4")
     assert "21.17 M" in out and "6.688 G" in out and "8.169 G" in out and "14.36" in out and "12.23" in out

@@ -49,6 +49,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def checkpoint_step(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
 def save_checkpoint(folder: Path, state: Trainable, *, keep: int) -> Path:
     """Write a checkpoint and prune the oldest beyond `keep`.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from slimdpm import cli_import, cli_measure
 from slimdpm.errors import SlimdpmError
@@ -46,7 +47,10 @@ Size = Annotated[
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Decode and encode images and captions anew each time, keep nothing.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run: networks, cost, steps, memory. Reads no weights.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Of --dry-run: print JSON.")]
 
 
 @app.command()
@@ -70,6 +74,7 @@ def slim(
     set_: Sets = None,
     no_cache: NoCache = False,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Distil TEACHER into a slim student on the images of DATA.
 
@@ -83,7 +88,7 @@ def slim(
     student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
     values: dict[str, Any] = {"task": "slim", "teacher": teacher, "student": student}
     values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
-    _start(values, output, steps, recipe, set_, dry_run)
+    _start(values, output, steps, recipe, set_, dry_run, as_json)
 
 
 @app.command()
@@ -104,6 +109,7 @@ def train(
     set_: Sets = None,
     no_cache: NoCache = False,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Train a U-Net on the images of DATA alone: a teacher, or the Lite baseline.
 
@@ -114,7 +120,7 @@ def train(
     student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
     values: dict[str, Any] = {"task": "train", "teacher": like, "student": student}
     values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
-    _start(values, output, steps, recipe, set_, dry_run)
+    _start(values, output, steps, recipe, set_, dry_run, as_json)
 
 
 @app.command()
@@ -244,18 +250,42 @@ def _start(
     recipe: Path | None,
     sets: list[str] | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     from slimdpm.display import Display
     from slimdpm.job import plan_job, run_job
     from slimdpm.recipe import load_recipe
 
+    if as_json and not dry_run:
+        raise SlimdpmError("--json belongs to --dry-run")
     values = {**values, "train": {"steps": steps}}
-    job = plan_job(load_recipe(recipe, sets or (), values=_given(values)))
+    job = plan_job(load_recipe(recipe, sets or (), values=_given(values)), weights=not dry_run)
     if dry_run:
-        for line in job.describe():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _tell(job, output, as_json)
+    else:
+        run_job(job, output, Display(console))
+
+
+def _tell(job: Any, output: Path, as_json: bool) -> None:
+    """What a run of this job in this folder would be; of several processes one speaks."""
+    from slimdpm.checkpoint import checkpoint_step, checkpoints
+    from slimdpm.dry_run import forecast, labelled, lines
+    from slimdpm.parallel import check_trackers, launched
+    from slimdpm.run import RunFolder
+
+    check_trackers(job.recipe.train.trackers)
+    run = RunFolder(output)
+    run.check(job.recipe)
+    found = checkpoints(run.checkpoints)
+    rank, processes = launched()
+    if rank:
         return
-    run_job(job, output, Display(console))
+    values = forecast(job, processes=processes, resumes_at=checkpoint_step(found[-1]) if found else 0)
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    for label, text in lines(values):
+        console.print(Text.assemble((labelled(label), "bold"), text), soft_wrap=True)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

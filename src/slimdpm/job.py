@@ -76,7 +76,9 @@ class Job:
         return lines
 
 
-def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: Any = None) -> Job:
+def plan_job(
+    recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: Any = None, weights: bool = True
+) -> Job:
     """Check a recipe against its teacher and data, and plan the student.
 
     Args:
@@ -84,6 +86,8 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         teacher: a pipeline at hand instead of the one that the recipe names.
         data: images at hand instead of those that the recipe names, see `slimdpm.sources.open_source`; or
             ``"teacher"``, as in a recipe.
+        weights: False leaves those of the teacher and the autoencoder where they are: such a job is to be looked at
+            and cannot run.
 
     Raises:
         SlimdpmError: for whatever is missing, unsupported or impossible.
@@ -96,7 +100,8 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         raise SlimdpmError(
             "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
         )
-    loaded = load_teacher(teacher if teacher is not None else recipe.teacher) if teacher or recipe.teacher else None
+    given = teacher if teacher is not None else recipe.teacher
+    loaded = load_teacher(given, weights=weights) if given is not None else None
     if source is None:
         if loaded is None:
             raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
@@ -106,7 +111,7 @@ def plan_job(recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: 
         base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
         shell = loaded.shell
     else:
-        shell, base = _from_nothing(recipe, source)
+        shell, base = _from_nothing(recipe, source, weights)
     if shell.image_channels not in (1, 3):
         raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: 3 (RGB) or 1 (greyscale)")
     if isinstance(source, Samples):
@@ -271,7 +276,7 @@ def _beside_transformer(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
     return config | {k: teacher.unet.config[k] for k in ("in_channels", "sample_size", "num_class_embeds")}
 
 
-def _from_nothing(recipe: Recipe, source: Source) -> tuple[Shell, dict[str, Any]]:
+def _from_nothing(recipe: Recipe, source: Source, weights: bool) -> tuple[Shell, dict[str, Any]]:
     """Shell and config of a network without a teacher."""
     base, conditioning = _base_config(recipe), None
     if recipe.conditioning.kind == "class" or base.get("num_class_embeds") is not None:
@@ -285,6 +290,7 @@ def _from_nothing(recipe: Recipe, source: Source) -> tuple[Shell, dict[str, Any]
         prediction=recipe.student.prediction or "epsilon",
         autoencoder=recipe.autoencoder,
         conditioning=conditioning,
+        weights=weights,
     )
     return shell, base
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DiffusionPipeline
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline
 from diffusers.utils import is_transformers_available
 from torch import nn
 
@@ -50,7 +51,7 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     return _OURS.get(name) or getattr(diffusers, name)
 
 
-def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
+def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:
     """A saved pipeline, teacher's or student's, from a folder, a run folder or a hub id.
 
     Like `DiffusionPipeline.from_pretrained`, but it also takes a hub id whose U-Net is one of ours, and weights that
@@ -58,6 +59,7 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
 
     Args:
         source: where it is.
+        weights: False builds the networks from their configs on the meta device: they have shapes and no numbers.
         kwargs: passed on to ``from_pretrained``, for example ``torch_dtype``.
 
     Raises:
@@ -70,21 +72,24 @@ def load_pipeline(source: str | Path, **kwargs: Any) -> DiffusionPipeline:
         raise SlimdpmError(f"{source} is a {class_name}; supported are {', '.join(PIPELINES)}")
     if class_name in TEXT_TO_IMAGE and not is_transformers_available():
         raise SlimdpmError(f"a {class_name} needs the package transformers: pip install slimdpm[text]")
+    model_of = load_model if weights else outline_model
     models: dict[str, nn.Module] = {}
     for part, value in index.items():
         library, name = value if isinstance(value, list) else (None, None)
         if library == "diffusers" and name in _NETWORKS:
-            models[part] = load_model(getattr(diffusers, name), folder / part, kwargs)
+            models[part] = model_of(getattr(diffusers, name), folder / part, kwargs)
         elif library in ("slimdpm.unet", "slimdpm.pipelines") and name in _OURS:
-            models[part] = load_model(_OURS[name], folder / part, kwargs)
+            models[part] = model_of(_OURS[name], folder / part, kwargs)
         elif library == "transformers" and name in _TEXT_ENCODERS:
-            models[part] = load_model(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
+            models[part] = model_of(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
         elif part in _OPTIONAL and name is None:
             continue
         elif part in ("unet", "transformer", *_OPTIONAL):
             raise SlimdpmError(f"the {part} of {source} is a {name} of {library}, which is not supported")
     if not models.keys() & {"unet", "transformer"}:
         raise SlimdpmError(f"{source} has no U-Net")
+    if not weights and "safety_checker" in index:  # nothing to plan, and its weights would be read
+        kwargs = {**kwargs, "safety_checker": None, "requires_safety_checker": False}
     try:
         return pipeline_class(class_name).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **models, **kwargs
@@ -139,6 +144,17 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
             f"for example {missing[0]}"
         )
     return model
+
+
+def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
+    """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
+    try:
+        with torch.device("meta"):
+            if issubclass(cls, ConfigMixin):
+                return cls.from_config(cls.load_config(folder))
+            return cls(cls.config_class.from_pretrained(folder))  # transformers
+    except Exception as error:  # a damaged config fails in the parser or the constructor
+        raise SlimdpmError(f"{folder} cannot be loaded: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:

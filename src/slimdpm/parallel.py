@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, parse_flag_from_env
+from accelerate.utils import LoggerType, get_int_from_env, parse_flag_from_env
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.recipe import Recipe, flatten
@@ -58,6 +58,11 @@ def tracking(accelerator: Accelerator, recipe: Recipe) -> Iterator[None]:
 def processes() -> PartialState:
     """This process among those of one launch: its rank, its device, and a barrier."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads it
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are in its launch, without meeting the others."""
+    return get_int_from_env(["RANK"], 0), get_int_from_env(["WORLD_SIZE"], 1)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -72,6 +72,11 @@ class DataRecipe(Section):
     workers: int = Field(2, ge=0)  # processes that decode images
     samples: TeacherSamples = TeacherSamples()
 
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether training reads the latents of a pipeline with an autoencoder, and does without the autoencoder."""
+        return self.cache is not False and (self.path == TEACHER or self.crop == "center")
+
     def described(self, count: int) -> str:
         """So many images, for people."""
         if self.path != TEACHER:

@@ -23,6 +23,7 @@ from slimdpm.loading import (
     load_model,
     load_pipeline,
     locate,
+    outline_model,
     pipeline_class,
     read_json,
 )
@@ -146,16 +147,21 @@ class Teacher:
         return "block_out_channels" in self.unet.config
 
 
-def load_teacher(source: str | Path | DiffusionPipeline) -> Teacher:
+def load_teacher(source: str | Path | DiffusionPipeline, *, weights: bool = True) -> Teacher:
     """A teacher from a diffusers folder, a run folder of slimdpm, a hub id, or a pipeline at hand.
+
+    Args:
+        source: where it is.
+        weights: False for an outline on the meta device, see `load_pipeline`.
 
     Raises:
         SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
     """
     if isinstance(source, DiffusionPipeline):
         network = network_of(source)
-        return Teacher(f"{type(source).__name__} {fingerprint(network)}", network, shell_of(source))
-    pipeline = load_pipeline(source)
+        name = fingerprint(network) if weights else "outline"
+        return Teacher(f"{type(source).__name__} {name}", network, shell_of(source))
+    pipeline = load_pipeline(source, weights=weights)
     return Teacher(str(source), network_of(pipeline), shell_of(pipeline))
 
 
@@ -216,8 +222,12 @@ def new_shell(
     prediction: str = "epsilon",
     autoencoder: str | None = None,
     conditioning: Conditioning | None = None,
+    weights: bool = True,
 ) -> Shell:
-    """The shell of a pipeline that is trained from nothing: a DDPM in pixels, or in an autoencoder's latents."""
+    """The shell of a pipeline that is trained from nothing: a DDPM in pixels, or in an autoencoder's latents.
+
+    Without `weights` the autoencoder is an outline on the meta device.
+    """
     conditioning = conditioning or Unconditional()
     scheduler = DDPMScheduler(timesteps, beta_schedule=beta_schedule, prediction_type=prediction)
     if autoencoder is None:
@@ -227,6 +237,6 @@ def new_shell(
     name = read_json(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise SlimdpmError(f"{autoencoder} is a {name}; supported autoencoders are {', '.join(AUTOENCODERS)}")
-    model = load_model(getattr(diffusers, name), folder, {})
+    model = (load_model if weights else outline_model)(getattr(diffusers, name), folder, {})
     kind = pipeline_class(conditioning.pipeline or "LDMPipeline")
     return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], model, conditioning, {"vqvae": model})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,44 +98,46 @@ def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> P
     settings = read_settings(config)
     weights = Weights(read_tensors(checkpoint))
     ema = ema and any(name.startswith(AVERAGES) for name in weights.left)
-    unet = _unet(settings, weights, ema)
-    autoencoder = _autoencoder(settings, weights)
-    class_embedder = _class_embedder(settings, weights)
-    weights.check(IGNORED if ema else (*IGNORED, AVERAGES), f"{checkpoint} does not belong to {config}")
-    return Parts(unet, autoencoder, _scheduler(settings), class_embedder, ema)
-
-
-def _unet(settings: LatentDiffusionParams, weights: Weights, ema: bool) -> Any:
-    params = settings.unet_config.params
-    with torch.device("meta"):
-        unet = build(unet_config(params))
-    weights.fill(unet, unet_sources(params), UNET, ema=ema)
-    return unet.eval()
-
-
-def _autoencoder(settings: LatentDiffusionParams, weights: Weights) -> Any:
-    stage = settings.first_stage_config
-    scale = settings.scale_factor
+    parts = _outline(settings)
+    weights.fill(parts.unet, unet_sources(settings.unet_config.params), UNET, ema=ema)
     if settings.scale_by_std:  # measured on the first batch of training, so it lies among the weights
         measured = weights.take("scale_factor")
-        scale = scale if measured is None else float(measured)
-    config = autoencoder_config(stage, scale)
+        if measured is not None:
+            parts.autoencoder.register_to_config(scaling_factor=float(measured))
+    ddconfig = settings.first_stage_config.params.ddconfig
+    weights.fill(parts.autoencoder, autoencoder_sources(ddconfig), "first_stage_model.")
+    if parts.class_embedder is not None:
+        weights.fill(parts.class_embedder, {"embedding": "embedding"}, "cond_stage_model.")
+    weights.check(IGNORED if ema else (*IGNORED, AVERAGES), f"{checkpoint} does not belong to {config}")
+    return replace(parts, ema=ema)
+
+
+def outline(config: Path) -> Parts:
+    """The parts that a YAML describes, on the meta device: their shapes without any weights.
+
+    Raises:
+        SlimdpmError: for a YAML that is no data or describes something else.
+    """
+    return _outline(read_settings(config))
+
+
+def _outline(settings: LatentDiffusionParams) -> Parts:
+    stage = settings.first_stage_config
+    first = autoencoder_config(stage, settings.scale_factor)
     with torch.device("meta"):
-        autoencoder = getattr(diffusers, config["_class_name"]).from_config(config)
-    weights.fill(autoencoder, autoencoder_sources(stage.params.ddconfig), "first_stage_model.")
-    return autoencoder.eval()
+        unet = build(unet_config(settings.unet_config.params)).eval()
+        autoencoder = getattr(diffusers, first["_class_name"]).from_config(first).eval()
+        class_embedder = _class_embedder(settings)
+    return Parts(unet, autoencoder, _scheduler(settings), class_embedder, ema=False)
 
 
-def _class_embedder(settings: LatentDiffusionParams, weights: Weights) -> ClassEmbedder | None:
+def _class_embedder(settings: LatentDiffusionParams) -> ClassEmbedder | None:
     """The embedding of the labels. ImageNet has 1000 classes: a row more stands for none, as the original samples."""
     params = settings.class_embedder
     if params is None:
         return None
     null_class = IMAGENET if params.n_classes == IMAGENET + 1 else None
-    with torch.device("meta"):
-        embedder = ClassEmbedder(params.n_classes, params.embed_dim, null_class)
-    weights.fill(embedder, {"embedding": "embedding"}, "cond_stage_model.")
-    return embedder
+    return ClassEmbedder(params.n_classes, params.embed_dim, null_class)
 
 
 def _scheduler(settings: LatentDiffusionParams) -> DDIMScheduler:

@@ -1,0 +1,205 @@
+"""``--dry-run``: what it tells, that it needs no weights, and that its memory is what a step really takes."""
+
+import json
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, class_pipeline, embedded_class_pipeline, latent_pipeline, text_pipeline
+from diffusers import AutoencoderKL, VQModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typer.testing import CliRunner
+
+from slimdpm import SlimdpmError
+from slimdpm.cli import app
+from slimdpm.distill import Distiller, TappedStudent
+from slimdpm.dry_run import forecast, labelled, lines
+from slimdpm.job import plan_job
+from slimdpm.memory import estimate_memory
+from slimdpm.profile import build, measure
+from slimdpm.recipe import load_recipe
+from slimdpm.sources import Arrays
+
+
+def invoke(*arguments):
+    """What it prints; a mistake is raised."""
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False).stdout
+
+
+BATCH = ["train.batch_size=8", "train.max_batch_per_device=2", "samples.count=2"]
+
+
+@pytest.fixture
+def outline_folder(teacher_folder, tmp_path):
+    """The teacher's folder without its weights."""
+    folder = shutil.copytree(teacher_folder, tmp_path / "outline")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    return folder
+
+
+def data():
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    return Arrays(images, classes=np.arange(6) % 3, texts=np.array(["a", "b"] * 3))
+
+
+def plan(teacher, *settings, task="slim"):
+    values = {"task": task, "data": {"path": "x"}, "student": {"width": 8}}
+    return plan_job(load_recipe(None, settings, values=values), teacher=teacher, data=data(), weights=False)
+
+
+def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder, image_folder, tmp_path):
+    sets = [word for setting in BATCH for word in ("--set", setting)]
+    command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--ratio", "3", *sets, "--dry-run"]
+    before = sorted(tmp_path.rglob("*"))
+    values = json.loads(invoke(*command, "--json"))
+    said = "\n".join(labelled(label) + text for label, text in lines(values))
+    assert sorted(tmp_path.rglob("*")) == before
+    cost = measure({**TINY, "_class_name": "UNet2DModel"})
+    assert (values["reference"]["params"], values["reference"]["macs_all"]) == (cost.params, cost.macs_all)
+    assert values["training"] == {
+        "processes": 1, "micro_batch": 2, "accumulation": 4, "resumes_at": 0,
+        "images_seen": 800_000, "epochs": pytest.approx(800_000 / 12),
+    }  # fmt: skip
+    assert values["recipe"]["teacher"] == str(outline_folder) and len(values["feature_pairs"]) == 5
+    for words in (
+        f"teacher        {outline_folder}: UNet2DModel 16-32, {cost.params / 1e6:.2f} M parameters, ",
+        f"{cost.macs / 1e9:.3f} G MACs conv+linear, {cost.macs_all / 1e9:.3f} G all",
+        f"{values['reference']['ratio']:.2f} times fewer MACs conv+linear",
+        "feature pairs  down_blocks.0 (",
+        f"12 images of {image_folder} as 16x16",
+        "steps          100,000 of 8 images: 1 x 2 at once, 4 times",
+        "images seen    800,000, 66,666.7 epochs",
+        "precision      fp32",
+        "MB on each device, estimated",
+        "conditioning   none",
+    ):
+        assert words in said
+
+
+def test_the_plan_without_weights_is_the_plan_with_them(teacher_folder, outline_folder, tmp_path):
+    values = {"data": {"path": "x"}, "student": {"ratio": 3}}
+    jobs = [
+        plan_job(load_recipe(None, values={**values, "teacher": str(folder)}), data=data(), weights=weights)
+        for folder, weights in ((teacher_folder, True), (outline_folder, False))
+    ]
+    assert jobs[0].plan == jobs[1].plan and jobs[0].pairs == jobs[1].pairs
+    assert jobs[1].teacher.unet.device.type == "meta" and jobs[0].teacher.unet.device.type == "cpu"
+
+
+def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    command = ["slim", outline_folder, image_folder, "--ratio", "3", "--set", "train.batch_size=8", "--dry-run"]
+    said = invoke(*command)
+    assert "4 x 2 at once" in said and "gradients on their way" in said
+    monkeypatch.setenv("RANK", "1")
+    assert invoke(*command) == ""
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SlimdpmError, match="10 cannot be shared evenly by 4 processes"):
+        invoke(*command, "--set", "train.batch_size=10")
+
+
+def test_it_knows_what_is_in_the_folder(outline_folder, teacher_folder, image_folder, tmp_path):
+    quick = ["--width", "8", "--steps", "2"]
+    for setting in ("train.sample_every=0", "train.batch_size=4", "train.trackers=[]", "samples.count=2"):
+        quick += ["--set", setting]
+    invoke("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *quick, "--set", "samples.steps=2")
+    command = ["slim", teacher_folder, image_folder, "-o", tmp_path / "run", *quick, "--dry-run"]
+    assert "resuming after step 2" in invoke(*command, "--steps", "5")
+    with pytest.raises(SlimdpmError, match="holds a run of another recipe, train.lr differs"):
+        invoke(*command, "--set", "train.lr=1e-3")
+    with pytest.raises(SlimdpmError, match="--json belongs to --dry-run"):
+        invoke(*command[:-1], "--json")
+
+
+def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
+    VQModel(**latent_pipeline(VQModel).vqvae.config).save_pretrained(tmp_path / "autoencoder")
+    for file in (tmp_path / "autoencoder").glob("*.safetensors"):
+        file.unlink()
+    config = {**TINY, "sample_size": 8, "_class_name": "UNet2DModel"}
+    (tmp_path / "net.json").write_text(json.dumps(config))
+    command = ["train", image_folder, "--model", tmp_path / "net.json", "--dry-run"]
+    values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--json"))
+    assert values["reference"] is None and values["feature_pairs"] == [] and values["data"]["size"] == 16
+    assert values["memory"]["teacher"] == 0 < values["memory"]["frozen"]
+    assert "losses" not in invoke(*command)
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+
+class RealStorages(TorchDispatchMode):
+    """Independent of ours: real tensors, whose storages are told apart by their place in memory."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.alive = {p.data_ptr(): 0 for p in module.parameters()}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in (t for t in tree_leaves(result) if isinstance(t, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self.alive:
+                self.alive[storage.data_ptr()] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage.data_ptr(), None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_takes_what_real_tensors_take(checkpointing):
+    teacher = latent_pipeline(VQModel)
+    job = plan(teacher, f"train.gradient_checkpointing={checkpointing}")
+    estimated = estimate_memory(
+        job.recipe, job.plan.config, job.shell, teacher=job.teacher, pairs=job.pairs, micro_batch=4
+    )
+    unet = build(job.plan.config)
+    student = TappedStudent(unet, job.pairs)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    distiller = Distiller(student, job.shell.process, teacher=teacher.unet, pairs=job.pairs)
+    everything = torch.nn.ModuleList([student, teacher.unet, teacher.vqvae.requires_grad_(False)])
+    with RealStorages(everything) as real:
+        x0 = job.shell.encode(torch.randn(4, 3, 16, 16))
+        distiller.losses(x0, torch.randn_like(x0), torch.tensor([1, 2, 3, 4]))["loss"].backward()
+    assert estimated.gradients + estimated.step == pytest.approx(real.peak, rel=0.02)
+    counted = sum(p.numel() for p in student.parameters()) * 4
+    assert (estimated.student, estimated.gradients, estimated.moments) == (counted, counted, 2 * counted)
+    assert estimated.teacher == sum(p.numel() for p in teacher.unet.parameters()) * 4
+
+
+@pytest.mark.parametrize("make", ["kl", "text", "embedded_class"])
+def test_every_kind_has_an_estimate(make, tmp_path):
+    if make == "kl":
+        pipeline = latent_pipeline(AutoencoderKL)
+    else:
+        pipeline = text_pipeline(tmp_path) if make == "text" else embedded_class_pipeline()
+    job = plan(pipeline)
+    memory = forecast(job)["memory"]
+    assert memory["frozen"] == sum(p.numel() for module in job.shell.frozen for p in module.parameters()) * 4
+    assert memory["step"] > 64 * 3 * 16 * 16 * 4  # more than the images alone
+
+
+def test_precision_and_batch_change_the_step_alone():
+    whole, half = (
+        forecast(plan(class_pipeline(), *settings))["memory"]
+        for settings in (["train.batch_size=64"], ["train.batch_size=32", "train.precision=bf16"])
+    )
+    assert 0.2 < half["step"] / whole["step"] < 0.45  # a half for the batch, and less than one for the precision
+    lasting = ("student", "gradients", "moments", "average", "teacher", "sampling")
+    assert [half[part] for part in lasting] == [whole[part] for part in lasting]
+
+
+def test_accumulated_gradients_and_two_processes_add_up():
+    job = plan(latent_pipeline(VQModel))
+    common = {"teacher": job.teacher, "pairs": job.pairs, "micro_batch": 1}
+    one, more, two = (
+        estimate_memory(job.recipe, job.plan.config, job.shell, **common, **options)
+        for options in ({}, {"accumulation": 2}, {"processes": 2})
+    )
+    assert one.step < more.step <= one.step + one.gradients  # they are there before the step's activations are
+    assert two.total == one.total + one.gradients == one.total + two.buckets
