@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from slimdpm.ablation import figures, grid, run, tables
-from slimdpm.ablation.choices import FIRST_LOSSES, Choices, stages
+from slimdpm.ablation.choices import Choices, stages
 from slimdpm.ablation.grid import DENSE, Cell, Idea, Size
 from slimdpm.ablation.run import Ablation
 from slimdpm.ablation.together import OncePerBatch, train_together
@@ -153,9 +153,9 @@ def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, tmp_path):
     assert unchanged >= {p for p in stamps if "alpha_0-1" not in str(p)}
 
 
-def test_each_choice_is_made_with_the_winners_of_the_ones_before(tmp_path):
-    errors = {"tune/lite-plain-0.016": 0.5, "tune/spectral-plain-0.004": 0.5, "tune/spectral-distilled-0.016": 0.5}
-    errors |= {"tune/gating-dense": 0.4, "tune/gating-mixed": 0.6, "tune/losses-outputs-2": 0.45}
+def test_each_choice_is_made_with_the_winners_of_the_ones_before():
+    errors = {"tune/lite-plain-0.016": 0.5, "tune/spectral-plain-0.004": 0.5}
+    errors |= {"tune/gating-dense": 0.4, "tune/gating-mixed": 0.6, "tune/losses-outputs-2": 0.9}
     asked = []
 
     def measures(cell):
@@ -163,17 +163,16 @@ def test_each_choice_is_made_with_the_winners_of_the_ones_before(tmp_path):
         return {f"overall error t={t}": errors.get(cell.name, 1.0) * scale for t, scale in ((50, 1.0), (500, 0.01))}
 
     choices = Choices(measures)
-    first, second, third, fourth = stages()
-    assert choices.rate("lite, plain") == 0.016 and choices.rate("spectral, plain") == 0.004
-    assert choices.gating(first[-1]) == choices.gating(second[0]) == choices.losses(second[0]) == {}
-    assert choices.losses(third[0]) == FIRST_LOSSES
-    assert max(asked) == 0  # nothing of a later stage is asked for before it is there
-    assert choices.gating(third[-1]) == DENSE and choices.gating(third[0]) == {}  # the first of them are Lite
-    assert choices.losses(fourth[0]) == FIRST_LOSSES and max(asked) == 1
-    grid_cell = Cell("spectral", "core", "")
-    assert choices.losses(grid_cell)["distill.lambda_freq"] == 2.0 and choices.gating(grid_cell) == DENSE
-    errors["tune/losses-outputs-2"] = 0.55
-    assert choices.losses(grid_cell) == FIRST_LOSSES
+    rates, gatings, losses = stages()
+    assert [choices.rate(cell) for cell in rates] == [0.004, 0.008, 0.016] * 2 and not asked
+    assert choices.rate(gatings[0]) == 0.004 and choices.gating(gatings[0]) == {} and max(asked) == 0
+    assert choices.gating(losses[0]) == DENSE and choices.losses(losses[0]) == {} and max(asked) == 1
+    lite, plain, spectral = (Cell("", "", "", "lite"), Cell("", "", "", distilled=False), Cell("", "", ""))
+    assert (choices.rate(lite), choices.rate(plain)) == (0.016, 0.004)
+    assert choices.gating(lite) == {} and choices.gating(plain) == DENSE and choices.losses(plain) == {}
+    assert choices.losses(spectral)["distill.lambda_freq"] == choices.losses(lite)["distill.lambda_spatial"] == 2.0
+    errors["tune/losses-outputs-2"] = 1.1
+    assert choices.losses(spectral)["distill.lambda_freq"] == 0.5
 
 
 def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, tmp_path):
@@ -230,7 +229,7 @@ def results_of(lite, spectral):
         seeds = {
             str(i): {"macs": 2e6, "macs_all": 3e6, "measures": dict.fromkeys(keys, v)} for i, v in enumerate(values)
         }
-        return {"group": "core", "about": about, "family": f"{about}, plain", "seeds": seeds}
+        return {"group": "core", "about": about, "kind": about, "seeds": seeds}
 
     return {
         "floor": {key: 0.1 for key in keys if "error t=" not in key},

@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from slimdpm.ablation.grid import DENSE, DENSE_MIXED, FAMILIES, GROUPED_MIXED, Cell, lambdas
+from slimdpm.ablation.grid import DENSE, DENSE_MIXED, GROUPED_MIXED, Cell, lambdas
 from slimdpm.ablation.measure import Measures, mean_error
 
 RATES = (4e-3, 8e-3, 16e-3)
-FIRST_LOSSES: Mapping[str, Any] = lambdas(0.5, 0.5)  # with which the rates are chosen, and a candidate itself
 
 
-def rate_cells(*, distilled: bool) -> list[Cell]:
-    """The learning rates of the plain families, or of the distilled ones."""
+def rate_cells() -> list[Cell]:
+    """The learning rates of Lite and of the gated network."""
     return [
         Cell(
-            f"tune/{kind}-{'distilled' if distilled else 'plain'}-{rate:g}",
+            f"tune/{kind}-plain-{rate:g}",
             f"tune-{kind}",
-            f"{kind}, {'distilled' if distilled else 'plain'}, learning rate {rate:g}",
+            f"{kind}, learning rate {rate:g}",
             kind,
-            distilled,
+            distilled=False,
             rate=rate,
-            stage=2 if distilled else 0,
+            stage=0,
         )
         for kind in ("lite", "spectral")
         for rate in RATES
@@ -43,20 +42,21 @@ def gating_cells() -> list[Cell]:
 
 
 def loss_cells() -> list[Cell]:
-    """The distillation, but for the one that the rates were tried with."""
+    """The distillation: how much of it, from the outputs alone or from all feature pairs, as in the paper."""
     ways = {
+        "outputs-0.5": lambdas(0.5, 0.5),
         "outputs-2": lambdas(2.0, 2.0),
         "all-0.1": lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
     }
     return [
-        Cell(f"tune/losses-{name}", f"tune-{name}", f"distillation: {name}", settings=settings, stage=3)
-        for name, settings in ways.items()
+        Cell(f"tune/losses-{name}", f"tune-{name.partition('-')[0]}", f"distillation: {name}", settings=way, stage=2)
+        for name, way in ways.items()
     ]
 
 
 def stages() -> list[list[Cell]]:
     """All candidates, stage by stage."""
-    return [rate_cells(distilled=False), gating_cells(), rate_cells(distilled=True), loss_cells()]
+    return [rate_cells(), gating_cells(), loss_cells()]
 
 
 class Choices:
@@ -69,9 +69,9 @@ class Choices:
     def __init__(self, measures: Callable[[Cell], Measures]):
         self._measures = measures
 
-    def rate(self, family: str) -> float:
-        """The learning rate of a family."""
-        rate = self._best_rated(family).rate
+    def rate(self, cell: Cell) -> float:
+        """A cell's learning rate."""
+        rate = cell.rate or self._rated(cell.kind).rate
         assert rate is not None
         return rate
 
@@ -79,20 +79,14 @@ class Choices:
         """Values of a cell's config."""
         if cell.stage <= 1 or cell.kind == "lite":
             return {}
-        return self._best([self._best_rated(FAMILIES["spectral", False]), *gating_cells()]).overrides
+        return self._best([self._rated("spectral"), *gating_cells()]).overrides
 
     def losses(self, cell: Cell) -> Mapping[str, Any]:
         """Settings of a cell's distillation."""
-        if not cell.distilled:
-            return {}
-        if cell.stage <= 3:
-            return FIRST_LOSSES
-        best = self._best([self._best_rated(FAMILIES["spectral", True]), *loss_cells()])
-        return {**FIRST_LOSSES, **best.settings}
+        return self._best(loss_cells()).settings if cell.distilled and cell.stage > 2 else {}
 
-    def _best_rated(self, family: str) -> Cell:
-        rated = [*rate_cells(distilled=False), *rate_cells(distilled=True)]
-        return self._best([cell for cell in rated if cell.family == family])
+    def _rated(self, kind: str) -> Cell:
+        return self._best([cell for cell in rate_cells() if cell.kind == kind])
 
     def _best(self, cells: Sequence[Cell]) -> Cell:
         """The smallest error, averaged over the noise levels as a ratio to the first cell's."""

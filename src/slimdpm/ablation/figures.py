@@ -26,7 +26,7 @@ def cells_figure(results: Mapping[str, Any], path: Path) -> None:
     teacher = teacher_summaries(results, results["teacher"]["measures"])
     for axes, title in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
         for row, name in enumerate(names):
-            _point(axes, row, summaries(results, name)[title], colour(_kind(results, name)))
+            _point(axes, row, summaries(results, name)[title], colour(results["cells"][name]["kind"]))
         axes.axvline(1, color=colour("lite"), linestyle=":", linewidth=1.2)
         axes.axvline(teacher[title].mean, color=colour("teacher"), linestyle="-.", linewidth=1.2)
         axes.set_title(f"{title}, ratio to Lite", fontsize=10)
@@ -43,10 +43,6 @@ def _point(axes: Any, row: int, summary: Summary, shade: str) -> None:
         axes.plot([low, high], [row, row], color=shade, linewidth=2, alpha=0.5)
     axes.plot(summary.values, [row] * len(summary.values), "|", color=shade, markersize=7)
     axes.plot(summary.mean, row, "o", color=shade, markersize=5)
-
-
-def _kind(results: Mapping[str, Any], name: str) -> str:
-    return results["cells"][name]["family"].partition(",")[0]
 
 
 def pareto_figure(results: Mapping[str, Any], path: Path) -> None:

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from slimdpm.training import Trainer
 
 SEEDS = (0, 1, 2)
-FAMILIES = {  # cells of one family share a learning rate
-    (kind, distilled): f"{kind}, {'distilled' if distilled else 'plain'}"
-    for kind in ("lite", "spectral")
-    for distilled in (False, True)
-}
 # How gated resamplers mix channels. The paper's way is the grouped expansion, and nothing after WG-Down.
 GROUPED = {"wavelet_expansion": "grouped", "wavelet_down_mix": False}
 DENSE = {**GROUPED, "wavelet_expansion": "dense"}
 GROUPED_MIXED = {**GROUPED, "wavelet_down_mix": True}
 DENSE_MIXED = {**DENSE, "wavelet_down_mix": True}
 UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
-STAGES = 4  # of the choices that come before the grid, see `slimdpm.ablation.choices`
+STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -146,7 +141,7 @@ class Cell:
         settings: of the recipe, on top of the size's.
         overrides: of the student's config.
         width: position in the size's widths; None is the main one.
-        rate: the learning rate; None is the one that was chosen for the family.
+        rate: the learning rate; None is the one that was chosen for its kind.
         stage: of the choices; a cell of the grid comes after all of them.
         idea: what else it changes.
     """
@@ -162,11 +157,6 @@ class Cell:
     rate: float | None = None
     stage: int = STAGES
     idea: Idea = Idea()
-
-    @property
-    def family(self) -> str:
-        """Cells of one family share a learning rate."""
-        return FAMILIES[self.kind, self.distilled]
 
     @property
     def tuning(self) -> bool:

@@ -174,7 +174,7 @@ class Ablation:
             seed,
             teacher=self.teacher,
             images=self.images,
-            rate=cell.rate or self.choices.rate(cell.family),
+            rate=self.choices.rate(cell),
             gating=self.choices.gating(cell),
             losses=self.choices.losses(cell),
         )
@@ -234,7 +234,7 @@ class Ablation:
             files = {seed: self._file(cell.name, seed) for seed in self.seeds}
             seeds = {str(seed): json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
             if seeds:
-                table[cell.name] = {"group": cell.group, "about": cell.about, "family": cell.family, "seeds": seeds}
+                table[cell.name] = {"group": cell.group, "about": cell.about, "kind": cell.kind, "seeds": seeds}
         return table
 
     def _facts(self) -> dict[str, Any]:
