@@ -179,6 +179,7 @@ def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, tmp_p
     first = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0,)).run()
     kept = tmp_path / "a" / "teacher-bf16"
     assert all(file.stat().st_size <= 1_900_000 for file in kept.rglob("*.safetensors"))
+    assert str(tmp_path) not in "".join(file.read_text() for file in kept.rglob("*.json"))
     whole = load_pipeline(tmp_path / "a" / "teacher").unet.state_dict()
     for name, tensor in load_pipeline(kept).unet.state_dict().items():
         assert torch.equal(tensor, whole[name].bfloat16().float())

@@ -124,6 +124,8 @@ def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
     command = ["train", image_folder, "--model", tmp_path / "net.json", "--dry-run"]
     values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--json"))
     assert values["reference"] is None and values["feature_pairs"] == [] and values["data"]["size"] == 16
+    assert values["memory"]["teacher"] == values["memory"]["frozen"] == 0  # its latents are kept
+    values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--no-cache", "--json"))
     assert values["memory"]["teacher"] == 0 < values["memory"]["frozen"]
     assert "losses" not in invoke(*command)
 
@@ -153,7 +155,7 @@ class RealStorages(TorchDispatchMode):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_takes_what_real_tensors_take(checkpointing):
     teacher = latent_pipeline(VQModel)
-    job = plan(teacher, f"train.gradient_checkpointing={checkpointing}")
+    job = plan(teacher, f"train.gradient_checkpointing={checkpointing}", "data.cache=false")
     estimated = estimate_memory(
         job.recipe, job.plan.config, job.shell, teacher=job.teacher, pairs=job.pairs, micro_batch=4
     )
@@ -178,10 +180,22 @@ def test_every_kind_has_an_estimate(make, tmp_path):
         pipeline = latent_pipeline(AutoencoderKL)
     else:
         pipeline = text_pipeline(tmp_path) if make == "text" else embedded_class_pipeline()
-    job = plan(pipeline)
+    job = plan(pipeline, "data.cache=false")
     memory = forecast(job)["memory"]
     assert memory["frozen"] == sum(p.numel() for module in job.shell.frozen for p in module.parameters()) * 4
     assert memory["step"] > 64 * 3 * 16 * 16 * 4  # more than the images alone
+
+
+def test_kept_latents_spare_the_autoencoder_until_samples_are_made():
+    teacher = latent_pipeline(VQModel)
+    weights = sum(p.numel() for p in teacher.vqvae.parameters()) * 4
+    kept, anew = (forecast(plan(teacher, f"data.cache={cache}"))["memory"] for cache in ("true", "false"))
+    assert (kept["frozen"], anew["frozen"]) == (0, weights)
+    assert kept["sampling"] == anew["sampling"] + weights and kept["step"] <= anew["step"]
+    samples = forecast(plan_job(
+        load_recipe(None, values={"data": {"path": "teacher"}, "student": {"width": 8}}), teacher=teacher, weights=False
+    ))  # fmt: skip
+    assert samples["memory"]["frozen"] == 0 and "10,000 samples of the teacher" in samples["data"]["about"]
 
 
 def test_precision_and_batch_change_the_step_alone():

@@ -237,8 +237,8 @@ def test_the_word_teacher_and_a_folder_of_that_name(tmp_path, monkeypatch, teach
         data: CliRunner().invoke(app, [*arguments[:2], data, *arguments[2:]], catch_exceptions=False).output
         for data in ("teacher", "./teacher")
     }
-    assert "data: 10,000 samples of the teacher (ddim, 50 steps, guidance 1) as 16x16" in said["teacher"]
-    assert "data: 12 images of ./teacher as 16x16" in said["./teacher"]
+    assert "data           10,000 samples of the teacher (ddim, 50 steps, guidance 1) as 16x16" in said["teacher"]
+    assert "data           12 images of ./teacher as 16x16" in said["./teacher"]
 
 
 def test_from_python_by_word_and_by_path(tmp_path, monkeypatch, teacher_folder, image_folder):

@@ -270,6 +270,8 @@ def keep_in_bf16(pipeline: DiffusionPipeline, folder: Path) -> None:
     What is loaded from there is the same to the bit everywhere, so it is what the students learn from here, too.
     """
     nn.Module.to(pipeline.unet, torch.bfloat16)  # not diffusers' own, which warns
+    for part in (pipeline, pipeline.unet):
+        part.register_to_config(_name_or_path="")  # where it was trained is nobody's business
     with atomic_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size="1900KB")
 
