@@ -222,7 +222,7 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
 def test_the_command_line_says_it(teacher_folder, image_folder):
     command = ["slim", str(teacher_folder), str(image_folder), "--width", "8", "--init", "teacher", "--dry-run"]
     said = CliRunner().invoke(app, command, catch_exceptions=False).output
-    assert "first weights: the teacher's most important channels" in said
+    assert "first weights  the teacher's most important channels" in said
 
 
 def test_without_a_teacher_there_is_nothing_to_inherit(image_folder):
