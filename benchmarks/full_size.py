@@ -5,8 +5,8 @@
 The teachers have random weights; their architectures come from the original configs (tests/originals) and, for Stable
 Diffusion v1 and DiT-XL/2, from the published ones. For each recipe a dry run on the meta device gives the cost, which
 must be the preset's. LDM-4 and LDM-8 then take one step with real weights on the CPU, each in a process of its own,
-and the memory that the dry run foresaw stands beside the peak of the process. Saves full_size.json. On one core five
-minutes, 4 GB of memory.
+and the memory that the dry run foresaw stands beside the peak of the process. Saves full_size.json; what it has is not
+done again. On one core five minutes, 4 GB of memory.
 """
 
 from __future__ import annotations
@@ -160,18 +160,24 @@ def main() -> None:
     if options.step:
         print(json.dumps(real_step(options.step[0], int(options.step[1]))))
         return
-    result: dict = {"dry_run": {}, "step": {}, "hardware": machine_facts()}
+    file = options.output / "full_size.json"
+    result: dict = json.loads(file.read_text()) if file.exists() else {"dry_run": {}, "step": {}}
+    result["hardware"] = machine_facts()
     for name, batches in STEPS.items():
+        if name in result["step"]:
+            continue
         result["step"][name] = [apart("--step", name, str(batch)) for batch in batches]
         for step in result["step"][name]:
             took = f"{step['peak_rss_bytes'] / 1e9:.2f} GB at most, {step['seconds']} s"
             print(f"{name}, batch {step['batch']}: {took}, foreseen {step['foreseen_over_took']:.2f} of it", flush=True)
-        write_json(options.output / "full_size.json", result)
+        write_json(file, result)
     for name in (*PRESET, "dit-xl-2"):
+        if name in result["dry_run"]:
+            continue
         found = result["dry_run"][name] = apart("--dry", name)
         presets = [found[which].get("is_preset") for which in ("reference", "student")]
         print(f"{name}: {presets}, {found['memory']['total'] / 1e9:.1f} GB, {found['cpu_seconds']} s", flush=True)
-        write_json(options.output / "full_size.json", result)
+        write_json(file, result)
 
 
 if __name__ == "__main__":

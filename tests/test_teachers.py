@@ -1,12 +1,13 @@
 """Teachers from folders and objects, in pixels and behind an autoencoder; and what is no teacher."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY, latent_pipeline
+from conftest import AUTOENCODER, TINY, class_pipeline, latent_pipeline
 from diffusers import (
     AutoencoderKL,
     DDIMPipeline,
@@ -49,6 +50,23 @@ def test_a_latent_teacher_is_slimmed_sampled_and_loaded(kind, tmp_path, image_fo
     assert type(student) is LDMPipeline and type(student.vqvae) is kind and type(student.unet) is SpectralUNet2DModel
     assert fingerprint(student.vqvae) == fingerprint(teacher.shell.autoencoder)  # untouched
     assert sample_images(student, 2, steps=2).shape == (2, 16, 16, 3)
+
+
+def test_loading_a_good_pipeline_warns_of_nothing(tmp_path):
+    logger, warned = logging.getLogger("diffusers.pipelines.pipeline_utils"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        for number, make in enumerate((lambda: latent_pipeline(AutoencoderKL), class_pipeline)):
+            make().save_pretrained(tmp_path / str(number))
+            load_pipeline(tmp_path / str(number))
+            assert not warned
+            DiffusionPipeline.from_pretrained(tmp_path / "0")
+            assert warned, "diffusers does not warn any more: the filter in slimdpm.loading can go"
+            warned.clear()
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("kind", [VQModel, AutoencoderKL])

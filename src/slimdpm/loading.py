@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +93,30 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
     if not weights and "safety_checker" in index:  # nothing to plan, and its weights would be read
         kwargs = {**kwargs, "safety_checker": None, "requires_safety_checker": False}
     try:
-        return pipeline_class(class_name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **models, **kwargs
-        )
+        with _checked():
+            return pipeline_class(class_name).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, **models, **kwargs
+            )
     except (OSError, ValueError, TypeError) as error:
         raise SlimdpmError(f"{source} cannot be loaded: {_first_line(error)}") from None
+
+
+@contextmanager
+def _checked() -> Iterator[None]:
+    """The parts are of the right kinds, whatever the annotations say by which diffusers goes.
+
+    It warns of a KL autoencoder in its own `LDMPipeline`, and of the text that JSON makes of numbers in a mapping.
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for")
+
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 def locate(source: str | Path, holds: str = "model_index.json") -> Path:

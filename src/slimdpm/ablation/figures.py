@@ -46,8 +46,11 @@ def _point(axes: Any, row: int, summary: Summary, shade: str) -> None:
 
 
 def pareto_figure(results: Mapping[str, Any], path: Path) -> None:
-    """Quality against MACs, and against measured latency: Lite and Spectral at each of their widths."""
-    names = {kind: [BASELINE if kind == "lite" else kind] for kind in ("lite", "spectral")}
+    """Quality against MACs, and against measured latency: Lite and Spectral at each of their widths.
+
+    Spectral starts from the teacher's weights; its network is that of the grid's Spectral, and so is its latency.
+    """
+    names = {"lite": [BASELINE], "spectral": ["spectral from teacher"]}
     for name in results["cells"]:
         kind, _, width = name.partition(" width ")
         if width:
@@ -79,7 +82,8 @@ def _point_of(results: Mapping[str, Any], name: str, key: str, unit: float, metr
     """Cost, mean and standard error of one width."""
     seeds = list(results["cells"][name]["seeds"].values())
     summary = Summary(tuple(seed["measures"][metric] for seed in seeds))
-    cost = results.get("latency", {}).get(name, float("nan")) if key == "latency" else seeds[0][key]
+    timed = results.get("latency", {}).get(name.removesuffix(" from teacher"), float("nan"))
+    cost = timed if key == "latency" else seeds[0][key]
     return cost / unit, summary.mean, summary.error
 
 

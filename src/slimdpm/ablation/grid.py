@@ -6,7 +6,7 @@ equally many steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ class Size:
         teacher_settings, student_settings: of their recipes.
         widths: channels of a student by kind, from the slimmest to the widest; `main` is the pair of the grid.
         main: which of the widths the grid compares.
+        slimmer: channels of a gated student with at most a twelfth of the teacher's MACs, if the main one has more.
         images: samples of each cell.
         sampler_steps: of dpm++.
     """
@@ -52,6 +53,7 @@ class Size:
     student_settings: Mapping[str, Any]
     widths: Mapping[str, tuple[tuple[int, ...], ...]]
     main: int = 1
+    slimmer: tuple[int, ...] | None = None
     images: int = 512
     sampler_steps: int = 20
 
@@ -82,6 +84,7 @@ SIZES = {
             "spectral": ((8, 16, 24), (12, 20, 24), (16, 20, 32), (16, 36, 56)),
             "lite": ((8, 16, 16), (12, 16, 24), (16, 20, 24), (16, 32, 48)),
         },
+        slimmer=(12, 16, 28),
     ),
     "64": Size(
         pixels=64,
@@ -241,21 +244,32 @@ def start_cells() -> list[Cell]:
     return cells
 
 
+SLIMMER = "spectral from teacher, 12x"
+
+
 def pareto_cells(size: Size) -> list[Cell]:
-    """Lite and Spectral at the widths that the grid does not have."""
-    return [
-        Cell(
-            f"{kind} width {width}",
-            f"pareto-{width}",
-            f"{kind}, {'-'.join(map(str, size.widths[kind][width]))} channels",
-            kind,
-            kind == "spectral",
-            width=width,
-        )
-        for width in range(len(size.widths["lite"]))
-        if width != size.main
-        for kind in ("lite", "spectral")
-    ]
+    """Lite and Spectral, which starts from the teacher's weights, at other widths than the grid's."""
+    settings = {"student.init": "teacher"}
+
+    def spectral(name: str, channels: Sequence[int], **more: Any) -> Cell:
+        about = f"spectral from teacher, {_channels(channels)}"
+        return Cell(name, "pareto", about, settings=settings, **more)
+
+    cells = []
+    if size.slimmer:
+        cells.append(spectral(SLIMMER, size.slimmer, overrides={"block_out_channels": list(size.slimmer)}))
+    for width, channels in enumerate(size.widths["lite"]):
+        if width != size.main:
+            about = f"lite, {_channels(channels)}"
+            cells += [
+                Cell(f"lite width {width}", "pareto", about, "lite", False, width=width),
+                spectral(f"spectral width {width}", size.widths["spectral"][width], width=width),
+            ]
+    return cells
+
+
+def _channels(channels: Sequence[int]) -> str:
+    return f"{'-'.join(map(str, channels))} channels"
 
 
 def cells_of(size: Size) -> list[Cell]:

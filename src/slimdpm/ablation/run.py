@@ -205,7 +205,7 @@ class Ablation:
         """Time one step of the teacher and of Lite and Spectral at each width, on an otherwise idle machine."""
         networks = {"teacher": load_pipeline(self.teacher).unet}
         for cell in [*core_cells(), *pareto_cells(self.size)]:
-            if cell.group.startswith("pareto") or cell.name in ("lite", "spectral"):
+            if cell.group == "pareto" or cell.name in ("lite", "spectral"):
                 recipe = self.recipe(cell, self.seeds[0])
                 networks[cell.name] = build(plan_job(recipe).plan.config).eval()
         write_json(self.folder / "latency.json", latencies(networks))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
+from slimdpm.ablation.grid import SLIMMER
 from slimdpm.ablation.measure import mean_error
 
 BASELINE = "lite"
@@ -147,10 +148,11 @@ def effects(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The claims in a few lines: students over Lite, and over the teacher, with intervals of 95 % over the seeds."""
     lines = []
-    for name in ("spectral", "spectral from teacher"):
+    spectral = ("spectral", "spectral from teacher", SLIMMER)
+    for name in spectral:
         if found := summaries(results, name) if name in results["cells"] else {}:
             lines.append([f"{name} ÷ lite", *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))])
-    for name in (BASELINE, "spectral", "spectral from teacher"):
+    for name in (BASELINE, *spectral):
         if name in results["cells"]:
             seeds = results["cells"][name]["seeds"].values()
             over = [
