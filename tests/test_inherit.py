@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
 from slimdpm.cli import app
 from slimdpm.errors import SlimdpmError
-from slimdpm.inherit import inherited_weights
+from slimdpm.inherit import inheritable, inherited_weights
 from slimdpm.job import plan_job, run_job
 from slimdpm.profile import example_inputs
 from slimdpm.recipe import load_recipe
@@ -184,6 +184,7 @@ def test_blocks_of_other_kinds_are_refused():
     network = UNet2DModel(**{**TINY, **skip})
     with pytest.raises(SlimdpmError, match=r"student\.init: a .* cannot be inherited; set student\.init to random"):
         inherited_weights(network, network)
+    assert not inheritable(network) and inheritable(UNet2DModel(**TINY))
 
 
 SETTINGS = {
@@ -220,9 +221,20 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
 
 
 def test_the_command_line_says_it(teacher_folder, image_folder):
-    command = ["slim", str(teacher_folder), str(image_folder), "--width", "8", "--init", "teacher", "--dry-run"]
-    said = CliRunner().invoke(app, command, catch_exceptions=False).output
-    assert "first weights  the teacher's most important channels" in said
+    command = ["slim", str(teacher_folder), str(image_folder), "--width", "8", "--dry-run"]
+    for more, wanted in (([], True), (["--init", "teacher"], True), (["--init", "random"], False)):
+        said = CliRunner().invoke(app, [*command, *more], catch_exceptions=False).output
+        assert ("first weights  the teacher's most important channels" in said) is wanted
+
+
+def test_the_default_is_the_teachers_where_there_is_one_to_inherit(teacher_folder, image_folder):
+    def resolved(**settings):
+        values = {"data": {"path": str(image_folder)}, "teacher": str(teacher_folder), "student": {"width": 8}}
+        return plan_job(load_recipe(None, values=values, settings=settings)).recipe.student.init
+
+    assert resolved() == "teacher"
+    assert resolved(task="train") == "random"
+    assert resolved(**{"student.init": "random"}) == "random"
 
 
 def test_without_a_teacher_there_is_nothing_to_inherit(image_folder):

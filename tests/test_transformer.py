@@ -77,6 +77,7 @@ def test_its_student_is_a_class_conditional_unet(pipeline, net, tmp_path):
     job = plan(pipeline, net)
     lines = "\n".join(job.describe())
     assert "feature pairs: none, outputs only: a transformer has no features of a U-Net's scales" in lines
+    assert job.recipe.student.init == "random" and job.origin is None
     assert job.plan.teacher_cost == measure(TransformerDenoiser(pipeline.transformer).config)
     run_job(job, tmp_path / "run")
     assert {"spatial", "frequency"} <= set(RunFolder(tmp_path / "run").metrics()[-1])  # of the outputs

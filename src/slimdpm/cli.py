@@ -37,7 +37,7 @@ MaxParams = Annotated[str | None, typer.Option(help="Parameters at most, for exa
 Init = Annotated[
     Literal["random", "teacher"] | None,
     typer.Option(
-        help="First weights: random, or the teacher's most important channels, a head start.  [default: random]"
+        help="First weights: the teacher's most important channels, a head start, or random ones.  [default: teacher]"
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
@@ -311,12 +311,17 @@ def _options(
 
 def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2, a stop exits like the signal that caused it."""
-    from diffusers.utils import logging
+    from diffusers.utils import is_transformers_available, logging
 
     from slimdpm.parallel import leave
     from slimdpm.stopping import Stopped
 
     logging.disable_progress_bar()
+    if is_transformers_available():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # it warns of a torchvision that nothing here needs
     try:
         app()
     except SlimdpmError as error:

@@ -32,6 +32,17 @@ from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
 Axis = tuple[str, ...] | None  # the groups that lie along a dimension, one after the other; None: kept whole
 TIME = ("time_embedding",)
+# Gated resamplers that mix all channels, as a teacher's convolutions do, and so can inherit them.
+MIXING = {"wavelet_expansion": "dense", "wavelet_down_mix": True}
+
+
+def inheritable(teacher: Any) -> bool:
+    """Whether `inherited_weights` knows all of a U-Net's blocks; its weights may be on the meta device."""
+    try:
+        _Walk(teacher, _mixing(teacher))
+    except SlimdpmError:
+        return False
+    return True
 
 
 @torch.no_grad()

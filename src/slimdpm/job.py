@@ -17,6 +17,7 @@ from slimdpm.conditioning import new_class_labels
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair, match_features
+from slimdpm.inherit import MIXING, inheritable
 from slimdpm.parallel import make_accelerator, tracking
 from slimdpm.presets import find_network
 from slimdpm.profile import Cost, measure
@@ -119,7 +120,7 @@ def plan_job(
     else:
         conditioning, conditions = shell.conditioning.read(source)
     shell = replace(shell, conditioning=conditioning)
-    recipe = _resolved(recipe, shell)
+    recipe = _resolved(recipe, shell, loaded)
     if not recipe.samples.prompts:
         prompts = conditioning.examples(conditions, recipe.samples.seed)
         recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
@@ -207,17 +208,22 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
     return results.pipeline(weights).to(accelerator.device)  # its autoencoder was elsewhere if latents were kept
 
 
-def _resolved(recipe: Recipe, shell: Shell) -> Recipe:
+def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
     """The recipe with the defaults that depend on the task and the teacher filled in."""
     student = recipe.student
+    can_inherit = recipe.task == "slim" and loaded is not None and loaded.has_scales and inheritable(loaded.unet)
+    init = student.init or ("teacher" if can_inherit else "random")
     kind = student.kind or ("spectral" if recipe.task == "slim" else "lite")
     ratio = student.ratio
     if recipe.task == "slim" and not (student.width or ratio or student.max_macs or student.max_params):
         ratio = None if "block_out_channels" in student.overrides else DEFAULT_RATIO
+    mixing = MIXING if init == "teacher" and kind == "spectral" else {}
+    overrides = {**mixing, **student.overrides}
     size = recipe.data.size or shell.image_size
+    resolved = {"kind": kind, "ratio": ratio, "init": init, "overrides": overrides}
     return recipe.model_copy(
         update={
-            "student": student.model_copy(update={"kind": kind, "ratio": ratio}),
+            "student": student.model_copy(update=resolved),
             "data": recipe.data.model_copy(update={"size": size}),
         }
     )

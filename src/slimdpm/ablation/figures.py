@@ -53,7 +53,7 @@ def pareto_figure(results: Mapping[str, Any], path: Path) -> None:
     names = {"lite": [BASELINE], "spectral": ["spectral from teacher"]}
     for name in results["cells"]:
         kind, _, width = name.partition(" width ")
-        if width:
+        if width and kind in names:
             names[kind].append(name)
     costs = (("macs_all", 1e6, "M MACs (all)"), ("latency", 1e-3, "latency of one step, ms"))
     figure = Figure(figsize=(10.0, 6.0), layout="constrained")

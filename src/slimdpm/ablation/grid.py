@@ -27,6 +27,7 @@ GROUPED_MIXED = {**GROUPED, "wavelet_down_mix": True}
 DENSE_MIXED = {**DENSE, "wavelet_down_mix": True}
 UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
 STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
+FROM_TEACHER = {"student.init": "teacher"}
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -226,7 +227,7 @@ def further_cells() -> list[Cell]:
 
 
 def start_cells() -> list[Cell]:
-    """A start from the teacher's weights: Lite and gating, plain and distilled."""
+    """A start from the teacher's weights: Lite and gating, plain and distilled; and with the paper's resamplers."""
     cells = []
     for kind, name in (("lite", "lite"), ("spectral", "gating")):
         for distilled in (False, True):
@@ -238,10 +239,11 @@ def start_cells() -> list[Cell]:
                     f"{label}, first weights from the teacher",
                     kind,
                     distilled,
-                    {"student.init": "teacher"},
+                    FROM_TEACHER,
                 )
             )
-    return cells
+    about = "spectral, first weights from the teacher, a grouped expansion, no mixing"
+    return [*cells, Cell("grouped from teacher", "start-grouped", about, settings=FROM_TEACHER, overrides=GROUPED)]
 
 
 SLIMMER = "spectral from teacher, 12x"
@@ -249,11 +251,10 @@ SLIMMER = "spectral from teacher, 12x"
 
 def pareto_cells(size: Size) -> list[Cell]:
     """Lite and Spectral, which starts from the teacher's weights, at other widths than the grid's."""
-    settings = {"student.init": "teacher"}
 
     def spectral(name: str, channels: Sequence[int], **more: Any) -> Cell:
         about = f"spectral from teacher, {_channels(channels)}"
-        return Cell(name, "pareto", about, settings=settings, **more)
+        return Cell(name, "pareto", about, settings=FROM_TEACHER, **more)
 
     cells = []
     if size.slimmer:
@@ -272,9 +273,16 @@ def _channels(channels: Sequence[int]) -> str:
     return f"{'-'.join(map(str, channels))} channels"
 
 
+def wide_cells(size: Size) -> list[Cell]:
+    """Gating alone in the widest networks: does it lack capacity in the grid's?"""
+    width = len(size.widths["spectral"]) - 1
+    about = f"gating, {_channels(size.widths['spectral'][width])}"
+    return [Cell(f"gating width {width}", "gating-wide", about, distilled=False, width=width)]
+
+
 def cells_of(size: Size) -> list[Cell]:
     """All cells but the tuning's, the most important first."""
-    return [*core_cells(), *start_cells(), *pareto_cells(size), *further_cells()]
+    return [*core_cells(), *start_cells(), *pareto_cells(size), *wide_cells(size), *further_cells()]
 
 
 def recipe_of(
@@ -297,6 +305,7 @@ def recipe_of(
         "data.path": str(images),
         "data.flip": True,
         "student.kind": cell.kind,
+        "student.init": "random",
         "student.overrides": {**shape, **gating, **cell.overrides},
         "train.schedule": "cosine",
         "train.lr": rate,

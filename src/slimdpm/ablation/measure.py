@@ -57,13 +57,16 @@ class Judge:
 
     def measures(self, name: str, pipeline: DiffusionPipeline) -> Measures:
         """Errors of the denoiser, and distances of its samples."""
-        found = self._distances(self._made(name, pipeline), self._real)
-        return {**error_measures(pipeline, self.images), **found}
+        return {**error_measures(pipeline, self.images), **self.distances(name, pipeline)}
+
+    def distances(self, name: str, pipeline: DiffusionPipeline) -> Measures:
+        """Distances of its samples alone."""
+        return self._compared(self._made(name, pipeline), self._real)
 
     def floor(self) -> Measures:
         """One half of the real images beside the other."""
         a, b = (self._given(f"half {i}", self.images[i::2]) for i in (0, 1))
-        return self._distances(a, b)
+        return self._compared(a, b)
 
     def samples(self, name: str, pipeline: DiffusionPipeline, count: int) -> np.ndarray:
         """The first of the samples that `measures` judges, uint8 ``(count, H, W, C)``."""
@@ -77,7 +80,7 @@ class Judge:
         data = prepare_images(open_source(images), Decoder(images.shape[1], images.shape[3]))
         return collect(Given(name, data), self.folder, self._extractor, Display())
 
-    def _distances(self, found: Collected, real: Collected) -> Measures:
+    def _compared(self, found: Collected, real: Collected) -> Measures:
         features, reference = found.features(), real.features()
         none = draw(len(found), len(real), replicates=1)  # the ablation's intervals come from the seeds
         spectral = spectral_metrics(spectra(found.batches()), spectra(real.batches()), none)

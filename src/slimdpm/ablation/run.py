@@ -153,7 +153,7 @@ class Ablation:
         self.display.say(f"{piece.name}: {', '.join(cell.name for cell in missing)}")
         recipes = {cell.name: self.recipe(cell, piece.seed) for cell in missing}
         jobs = {name: plan_job(recipe) for name, recipe in recipes.items()}
-        folders = {cell.name: self._run_folder(cell, piece.seed) for cell in missing}
+        folders = {cell.name: self._run_folder(cell.name, piece.seed) for cell in missing}
         ideas = {cell.name: cell.idea for cell in missing}
         pipelines = train_together(jobs, folders, self.display, ideas=ideas)
         for cell in self.display.track(missing, len(missing), "measuring", "students"):
@@ -192,7 +192,7 @@ class Ablation:
         pareto_figure(results, folder / f"{name}_pareto.png")
         networks = {"teacher": load_pipeline(self.teacher)}
         for cell in self.cells:
-            student = self._run_folder(cell, self.seeds[0]) / "student"
+            student = self.student(cell.name, self.seeds[0])
             if cell.name in SHOWN_CELLS and student.exists():
                 networks[f"{cell.name}-{self.seeds[0]}"] = load_pipeline(student)
         made = [self.judge.samples(label, pipeline, SHOWN) for label, pipeline in networks.items()]
@@ -249,6 +249,10 @@ class Ablation:
             "hardware": machine_facts(),
         }
 
+    def student(self, cell: str, seed: int) -> Path:
+        """Where its pipeline lies once it is trained; not there if only its figures were taken over."""
+        return self._run_folder(cell, seed) / "student"
+
     @property
     def images(self) -> Path:
         return self.folder / "data" / "train.npy"
@@ -260,8 +264,8 @@ class Ablation:
     def _file(self, cell: str, seed: int) -> Path:
         return self.folder / "results" / f"{_slug(cell)}-{seed}.json"
 
-    def _run_folder(self, cell: Cell, seed: int) -> Path:
-        return self.folder / "students" / f"{_slug(cell.name)}-{seed}"
+    def _run_folder(self, cell: str, seed: int) -> Path:
+        return self.folder / "students" / f"{_slug(cell)}-{seed}"
 
 
 def keep_in_bf16(pipeline: DiffusionPipeline, folder: Path) -> None:
