@@ -1,6 +1,9 @@
 """`evaluate` from images to figures: resumed, shared by processes, compared; errors in one line."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -94,6 +97,25 @@ def test_an_evaluation_that_was_stopped_makes_only_what_is_missing(place, tmp_pa
     run(place, tmp_path / "stopped")  # and now nothing
     assert len(made) == 3
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_samples_are_found_again_by_another_process(place):
+    """Sets have another order in each process, and diffusers makes a list of one in the config of a scheduler."""
+    code = (
+        "from slimdpm.loading import load_pipeline; from slimdpm.metrics.collect import Generated; "
+        f"print(Generated('x', load_pipeline({str(place / 'model')!r}), 4, 5, 'dpm++').key)"
+    )
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(keys) == 1 and keys != {""}
 
 
 def test_more_images_keep_those_that_are_there(place, tmp_path, monkeypatch):

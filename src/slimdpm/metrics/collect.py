@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from diffusers import DiffusionPipeline
 
+from slimdpm.cache.content import settings_of
 from slimdpm.conditioning import Request
 from slimdpm.data import Images
 from slimdpm.display import Display
@@ -67,7 +68,7 @@ class Generated:
         shell = shell_of(self.pipeline)
         models = [network_of(self.pipeline), *shell.frozen]
         shown = sorted(shell.conditioning.facts(self.request).items())
-        sampler = (type(scheduler).__name__, sorted(scheduler.config.items(), key=str), self.steps, self.seed, SHARD)
+        sampler = (type(scheduler).__name__, settings_of(scheduler.config), self.steps, self.seed, SHARD)
         self.key = _short(([fingerprint(model) for model in models], sampler, *shown))
 
     def __len__(self) -> int:
