@@ -47,7 +47,7 @@ from slimdpm.report import machine_facts
 SIZE = 32  # pixels
 NAMES = ("teacher", "spectral", "lite")
 RATIO = 12
-EACH = 50  # samples of each class
+EACH = 30  # samples of each class
 SAMPLER = {"steps": 25, "scheduler": "dpm++", "seed": 0}
 GUIDANCE = 3.0
 SHOWN = 5  # samples of each class in the picture
