@@ -33,16 +33,18 @@ def main() -> None:
     parser.add_argument("--size", default="32")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation-32"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     teacher = Path(__file__).parent / "teachers" / f"clothing-{options.size}"
-    ablation = Ablation(options.size, options.data, options.work, teacher=teacher if teacher.exists() else None)
+    kept_teacher = teacher if teacher.exists() else None
+    ablation = Ablation(options.size, options.data, options.work, range(options.seeds), teacher=kept_teacher)
     file = options.output / f"ablation_{options.size}_steps.json"
     facts = {"samples": f"{COUNT} of each network, dpm++, seed 0", "hardware": machine_facts(), "measures": {}}
     results = json.loads(file.read_text()) if file.exists() else facts
     for steps in STEPS:
         judge = Judge(options.work / "samples-by-steps", ablation.parts["evaluation"], COUNT, steps)
         networks = [(cell, seed, ablation.student(cell, seed)) for seed in ablation.seeds for cell in CELLS]
-        for name, seed, folder in [("teacher", 0, ablation.teacher), *networks]:
+        for name, seed, folder in [*networks, ("teacher", 0, ablation.teacher)]:
             kept = results["measures"].setdefault(str(steps), {}).setdefault(name, {})
             if str(seed) not in kept and folder.exists():
                 found = judge.distances(f"{name}-{seed}-{steps}", load_pipeline(folder))

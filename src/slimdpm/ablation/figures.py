@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from slimdpm.ablation.tables import BASELINE, Summary, summaries, teacher_summaries
 from slimdpm.figures import colour
@@ -16,6 +17,7 @@ from slimdpm.images import grid
 from slimdpm.results import save_picture
 
 SHOWN = ("error of ε", "upper half", "kernel distance")
+LABELS = {"lite": "Lite", "spectral": "Spectral, from the teacher's weights"}
 PARETO = ("kernel distance", "Fréchet distance", "upper-half error, dB")
 
 
@@ -66,15 +68,20 @@ def pareto_figure(results: Mapping[str, Any], path: Path) -> None:
                 points = [point for point in points if np.isfinite(point[0])]
                 if points:
                     x, y, error = zip(*points, strict=True)
-                    axes.errorbar(x, y, yerr=error, marker="o", color=colour(kind), label=kind.capitalize(), capsize=2)
+                    axes.errorbar(x, y, yerr=error, marker="o", color=colour(kind), label=LABELS[kind], capsize=2)
             axes.axhline(
                 results["teacher"]["measures"][metric], color=colour("teacher"), linestyle="-.", label="teacher"
             )
             axes.axhline(results["floor"][metric], color="#000000", linestyle="--", label="real against real")
-            axes.set_xscale("log")
+            if key == "macs_all":
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_xlabel(label)
             axes.set_title(metric, fontsize=10)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     _save(figure, path)
 
 
