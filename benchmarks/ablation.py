@@ -27,8 +27,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     options = _options()
-    kept = HERE / "teachers" / f"clothing-{options.size}"
-    teacher = Path(options.teacher) if options.teacher else kept if kept.exists() else None
+    teacher = Path(options.teacher) if options.teacher else kept_teacher(options.size)
     ablation = Ablation(
         options.size,
         options.data,
@@ -50,6 +49,12 @@ def main() -> None:
     ablation.pictures(options.output, name)
     print(json.dumps(results["facts"], indent=2))
     print(tables)
+
+
+def kept_teacher(size: str) -> Path | None:
+    """The teacher that lies in the repository, if there is one of this size."""
+    folder = HERE / "teachers" / f"clothing-{size}"
+    return folder if folder.exists() else None
 
 
 def _options() -> argparse.Namespace:

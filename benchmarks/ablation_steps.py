@@ -14,9 +14,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from ablation import kept_teacher
 
 from slimdpm.ablation.measure import Judge
 from slimdpm.ablation.run import Ablation
+from slimdpm.ablation.tables import markdown
 from slimdpm.files import write_json
 from slimdpm.loading import load_pipeline
 from slimdpm.report import machine_facts
@@ -35,9 +37,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    teacher = Path(__file__).parent / "teachers" / f"clothing-{options.size}"
-    kept_teacher = teacher if teacher.exists() else None
-    ablation = Ablation(options.size, options.data, options.work, range(options.seeds), teacher=kept_teacher)
+    teacher = kept_teacher(options.size)
+    ablation = Ablation(options.size, options.data, options.work, range(options.seeds), teacher=teacher)
     file = options.output / f"ablation_{options.size}_steps.json"
     facts = {"samples": f"{COUNT} of each network, dpm++, seed 0", "hardware": machine_facts(), "measures": {}}
     results = json.loads(file.read_text()) if file.exists() else facts
@@ -55,18 +56,18 @@ def main() -> None:
 
 def table(results: dict) -> str:
     """Each network's means over the seeds, and its ratio to Lite of the same seed."""
-    lines = [f"| steps | network | {' | '.join(f'{m} | ÷ lite' for m in MEASURES)} |"]
-    lines.append("|--:|---" + "|--:" * (2 * len(MEASURES)) + "|")
+    headings = ["network", "steps", *(title for measure in MEASURES for title in (measure, "÷ lite"))]
+    rows = []
     for steps, networks in results["measures"].items():
         for name, seeds in networks.items():
-            cells = [steps, name]
+            cells = [name, steps]
             for measure in MEASURES:
                 lite = networks.get("lite", {})
                 own = [found[measure] for found in seeds.values()]
                 ratios = [f[measure] / lite[s][measure] for s, f in seeds.items() if s in lite and name != "teacher"]
                 cells += [f"{np.mean(own):.3f}", f"{np.mean(ratios):.2f}" if ratios else "–"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown(headings, rows)
 
 
 if __name__ == "__main__":

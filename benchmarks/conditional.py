@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from conditional_parts import (
     HIDDEN,
+    TOKENS,
     Classifier,
     caption,
     kept_features,
@@ -34,13 +35,14 @@ from filelock import FileLock
 from rich.console import Console
 
 from slimdpm.ablation.grid import DENSE_MIXED, lambdas
+from slimdpm.ablation.tables import markdown
 from slimdpm.conditioning import Request
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, write_json
 from slimdpm.loading import load_pipeline
 from slimdpm.metrics.collect import Generated, collect
 from slimdpm.metrics.distances import kernel_distance
-from slimdpm.metrics.extractors import load_extractor
+from slimdpm.metrics.extractors import Extractor, load_extractor
 from slimdpm.profile import measure
 from slimdpm.report import machine_facts
 
@@ -138,8 +140,7 @@ def main() -> None:
         classes = prepare_photos(options.data, SIZE, work)
         (images, labels), (real, truth) = (_photos(work, part, classes) for part in ("train", "evaluation"))
         autoencoder = train_autoencoder(images, work / "autoencoder", AUTOENCODER_STEPS, display)
-        config = {key: value for key, value in UNETS["text"].items() if key != "_class_name"}
-        text_pipeline(work / "text-base", autoencoder, config, classes)
+        text_pipeline(work / "text-base", autoencoder, UNETS["text"], classes)
     for kind in options.kind or UNETS:
         train(kind, work)
     encoded = reconstructed(autoencoder, real)
@@ -163,25 +164,50 @@ def main() -> None:
         "autoencoder": {"steps": AUTOENCODER_STEPS, "PSNR": float(-10 * np.log10(error))},
     }
     for kind in options.kind or UNETS:
-        asked = tuple(caption(name) for name in classes) if kind == "text" else tuple(classes)
-        request = Request(**{"prompts" if kind == "text" else "classes": asked}, guidance=GUIDANCE)
-        found, pictures = {}, {"real": np.concatenate([real[truth == c][:SHOWN] for c in range(len(classes))])}
-        for name in NAMES:
-            pipeline = load_pipeline(work / f"{kind}-{name}")
-            made = Generated(name, pipeline, EACH * len(classes), request=request, **SAMPLER)
-            samples = collect(made, work / "samples" / kind, extractor, display)
-            shown = np.concatenate(list(samples.batches()))
-            given = np.arange(len(shown)) % len(classes)
-            network = {**pipeline.unet.config, "_class_name": type(pipeline.unet).__name__}
-            found[name] = {
-                **vars(measure(network, tokens=16)),
-                "accuracy": classifier.accuracy(samples.features(), given),
-                "kernel distance": kernel_distance(samples.features(), features["real"]).value,
-            }
-            pictures[name] = np.concatenate([shown[given == c][:SHOWN] for c in range(len(classes))])
+        found, pictures = judge(kind, work, classes, classifier, features["real"], extractor, display)
+        pictures = {"real": np.concatenate([real[truth == c][:SHOWN] for c in range(len(classes))]), **pictures}
         write_json(options.output / f"conditional_{kind}.json", {**facts, "networks": found})
         picture(pictures, classes, options.output / f"conditional_{kind}.png")
         print(kind, table(found, facts["accuracy of the classifier"]), sep="\n")
+
+
+def judge(
+    kind: str,
+    work: Path,
+    classes: list[str],
+    classifier: Classifier,
+    real: np.ndarray,
+    extractor: Extractor,
+    display: Display,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Figures of each network, and the samples that the picture shows.
+
+    Args:
+        kind: of the networks.
+        work: where they lie.
+        classes: their names.
+        classifier: of features.
+        real: features of photographs that nothing was trained on.
+        extractor: of the features.
+        display: where progress is shown.
+    """
+    asked = tuple(caption(name) for name in classes) if kind == "text" else tuple(classes)
+    request = Request(**{"prompts" if kind == "text" else "classes": asked}, guidance=GUIDANCE)
+    found, pictures = {}, {}
+    for name in NAMES:
+        pipeline = load_pipeline(work / f"{kind}-{name}")
+        made = Generated(name, pipeline, EACH * len(classes), request=request, **SAMPLER)
+        samples = collect(made, work / "samples" / kind, extractor, display)
+        shown = np.concatenate(list(samples.batches()))
+        given = np.arange(len(shown)) % len(classes)
+        network = {**pipeline.unet.config, "_class_name": type(pipeline.unet).__name__}
+        found[name] = {
+            **vars(measure(network, tokens=TOKENS)),
+            "accuracy": classifier.accuracy(samples.features(), given),
+            "kernel distance": kernel_distance(samples.features(), real).value,
+        }
+        pictures[name] = np.concatenate([shown[given == c][:SHOWN] for c in range(len(classes))])
+    return found, pictures
 
 
 def _photos(work: Path, part: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -190,12 +216,11 @@ def _photos(work: Path, part: str, classes: list[str]) -> tuple[np.ndarray, np.n
 
 
 def table(found: Mapping[str, Any], real: Mapping[str, float]) -> str:
-    lines = ["| network | M parameters | M MACs | accuracy | kernel distance |", "|---|--:|--:|--:|--:|"]
-    lines += [f"| {name} | – | – | {value:.1%} | – |" for name, value in real.items()]
+    rows = [[name, "–", "–", f"{value:.1%}", "–"] for name, value in real.items()]
     for name, row in found.items():
-        cost = f"{row['params'] / 1e6:.2f} | {row['macs'] / 1e6:.1f}"
-        lines.append(f"| {name} | {cost} | {row['accuracy']:.1%} | {row['kernel distance']:.3f} |")
-    return "\n".join(lines)
+        cost = f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}"
+        rows.append([name, *cost, f"{row['accuracy']:.1%}", f"{row['kernel distance']:.3f}"])
+    return markdown(["network", "M parameters", "M MACs", "accuracy", "kernel distance"], rows)
 
 
 def picture(blocks: Mapping[str, np.ndarray], classes: list[str], file: Path) -> None:

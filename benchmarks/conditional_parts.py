@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from slimdpm.data import to_model_range
+from slimdpm.data import to_model_range, to_pixels
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, atomic_folder
 from slimdpm.images import pixels, square
 from slimdpm.metrics.extractors import Extractor
+from slimdpm.profile import build
 
 PLURAL = {"pants", "shoes", "shorts"}
 TEMPLATES = ("a photo of {}", "{} in a photo", "a picture of {}")  # the first is what samples are asked for
@@ -42,14 +43,15 @@ def prepare_photos(data: Path, size: int, folder: Path) -> list[str]:
     """
     with np.load(data) as arrays:
         names = [str(name).split("/") for name in arrays["names"]]
-        squares = np.stack([_square(image, size) for image in arrays["images"]])
+        images = arrays["images"]
     classes = np.array([name[1] for name in names])
     captions = np.array([caption(name, i) for i, name in enumerate(classes)])
     training = np.array([name[0] == "train" for name in names])
     for part, chosen in (("train", training), ("evaluation", ~training)):
         if not (file := folder / f"{part}.npz").exists():
             with atomic_file(file) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, images=squares[chosen], labels=classes[chosen], captions=captions[chosen])
+                squares = np.stack([_square(image, size) for image in images[chosen]])
+                np.savez(stream, images=squares, labels=classes[chosen], captions=captions[chosen])
     return sorted(set(classes.tolist()))
 
 
@@ -102,8 +104,7 @@ def reconstructed(model: AutoencoderKL, images: np.ndarray) -> np.ndarray:
     """What the autoencoder makes of images, uint8 ``(N, H, W, 3)``."""
     parts = []
     for chosen in np.array_split(np.arange(len(images)), max(len(images) // 64, 1)):
-        decoded = model.decode(model.encode(_batch(images, chosen)).latent_dist.mode()).sample
-        parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        parts.append(to_pixels(model.decode(model.encode(_batch(images, chosen)).latent_dist.mode()).sample))
     return np.concatenate(parts)
 
 
@@ -138,7 +139,7 @@ def text_pipeline(folder: Path, autoencoder: AutoencoderKL, unet: dict, classes:
             vae=autoencoder,
             text_encoder=CLIPTextModel(encoder).eval(),
             tokenizer=tokenizer,
-            unet=UNet2DConditionModel(**unet),
+            unet=build(unet),
             scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type="v_prediction"),
             safety_checker=None,
             feature_extractor=None,

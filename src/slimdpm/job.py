@@ -211,8 +211,7 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
 def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
     """The recipe with the defaults that depend on the task and the teacher filled in."""
     student = recipe.student
-    can_inherit = recipe.task == "slim" and loaded is not None and loaded.has_scales and inheritable(loaded.unet)
-    init = student.init or ("teacher" if can_inherit else "random")
+    init = student.init or _first_weights(recipe, loaded)
     kind = student.kind or ("spectral" if recipe.task == "slim" else "lite")
     ratio = student.ratio
     if recipe.task == "slim" and not (student.width or ratio or student.max_macs or student.max_params):
@@ -227,6 +226,13 @@ def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
             "data": recipe.data.model_copy(update={"size": size}),
         }
     )
+
+
+def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:
+    """Where a student starts by default: at its teacher's weights, if they can be inherited."""
+    if recipe.task == "slim" and loaded is not None and loaded.has_scales and inheritable(loaded.unet):
+        return "teacher"
+    return "random"
 
 
 def _sized(shell: Shell, base: dict[str, Any], size: int) -> tuple[Shell, dict[str, Any]]:

@@ -106,9 +106,7 @@ class StudentRecipe(Section):
     max_params: Amount | None = None
     overrides: dict[str, Any] = {}  # values of the diffusers config, for example layers_per_block
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = None  # by default the teacher's
-    init: Literal["random", "teacher"] | None = (
-        None  # first weights; by default the teacher's for slim if it is a U-Net
-    )
+    init: Literal["random", "teacher"] | None = None  # first weights; by default a U-Net teacher's for slim
 
     @model_validator(mode="after")
     def _one_budget(self) -> StudentRecipe:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from slimdpm.inherit import MIXING
 from slimdpm.presets import PRESETS
 from slimdpm.recipe import Recipe, load_recipe
 
@@ -24,7 +25,7 @@ SEEDS = (0, 1, 2)
 GROUPED = {"wavelet_expansion": "grouped", "wavelet_down_mix": False}
 DENSE = {**GROUPED, "wavelet_expansion": "dense"}
 GROUPED_MIXED = {**GROUPED, "wavelet_down_mix": True}
-DENSE_MIXED = {**DENSE, "wavelet_down_mix": True}
+DENSE_MIXED = MIXING
 UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
 STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 FROM_TEACHER = {"student.init": "teacher"}
@@ -299,6 +300,7 @@ def recipe_of(
     """The recipe of a cell; rate, `gating` (of the config) and `losses` (settings) are what was chosen."""
     levels = list(size.widths[cell.kind][size.main if cell.width is None else cell.width])
     shape = {"block_out_channels": levels, "norm_num_groups": 4, "attention_head_dim": 8}
+    gates = GROUPED if cell.kind == "spectral" else {}  # said, since a start from the teacher's weights has others
     settings = {
         "task": "slim" if cell.distilled else "train",
         "teacher": str(teacher),
@@ -306,7 +308,7 @@ def recipe_of(
         "data.flip": True,
         "student.kind": cell.kind,
         "student.init": "random",
-        "student.overrides": {**shape, **gating, **cell.overrides},
+        "student.overrides": {**shape, **gates, **gating, **cell.overrides},
         "train.schedule": "cosine",
         "train.lr": rate,
         "train.seed": seed,
