@@ -18,7 +18,7 @@ from ablation_ideas import idea_cells
 from rich.console import Console
 
 from slimdpm.ablation.run import Ablation
-from slimdpm.ablation.tables import effects, headlines, markdown, rows
+from slimdpm.ablation.tables import changes, effects, headlines, markdown, rows
 from slimdpm.display import Display
 from slimdpm.files import write_json, write_text
 
@@ -43,7 +43,7 @@ def main() -> None:
     if options.latency:
         ablation.measure_latency()
     results = ablation.results() if options.report else ablation.run(options.group)
-    tables = "\n".join(markdown(*table(results)) for table in (headlines, effects, rows))
+    tables = "\n".join(markdown(*table(results)) for table in (headlines, effects, changes, rows))
     write_json(options.output / f"{name}.json", results)
     write_text(options.output / f"{name}.md", tables)
     ablation.pictures(options.output, name)

@@ -1,6 +1,6 @@
 """Ideas beyond the paper, on trial in the ablation: each is judged at equal cost by three seeds.
 
-What wins becomes a setting of slimdpm; what loses lives here alone. `benchmarks/ablation.py --ideas` runs them.
+What wins becomes a setting of slimdpm; what loses lives here alone. `benchmarks/ablation.py --group ideas` runs them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimdpm.ablation.grid import Cell, Idea
+from slimdpm.ablation.grid import Cell, Idea, changed
 from slimdpm.distill import Distiller, Pairs
 from slimdpm.losses import half_plane_count, spatial_loss
 from slimdpm.training import Trainer
@@ -157,7 +157,7 @@ def _use_daubechies(network: nn.Module) -> None:
 
 
 def idea_cells() -> list[Cell]:
-    """Spectral with one idea each."""
+    """Spectral from the teacher's weights with one idea each."""
     falling, rising = (lambda p: (1 + math.cos(math.pi * p)) / 2), (lambda p: (1 - math.cos(math.pi * p)) / 2)
     features = {"distill.pairs": "auto", "distill.lambda_spatial": 0.1}
     ideas: dict[str, tuple[Idea, dict[str, Any]]] = {
@@ -168,7 +168,4 @@ def idea_cells() -> list[Cell]:
         "λ rising": (_use(Annealed, scale=rising), {}),
         "db2 wavelet": (Idea(network=_use_daubechies), {}),
     }
-    return [
-        Cell(name, "ideas", f"Spectral, {name}", settings=settings, idea=idea)
-        for name, (idea, settings) in ideas.items()
-    ]
+    return [changed(name, "ideas", name, settings, idea=idea) for name, (idea, settings) in ideas.items()]

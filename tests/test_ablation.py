@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from slimdpm.ablation import figures, grid, run, tables
 from slimdpm.ablation.choices import Choices, stages
-from slimdpm.ablation.grid import DENSE, Cell, Idea, Size
+from slimdpm.ablation.grid import DENSE, Cell, Idea
 from slimdpm.ablation.run import Ablation
+from slimdpm.ablation.sizes import SIZES, Size
 from slimdpm.ablation.together import OncePerBatch, train_together
 from slimdpm.errors import SlimdpmError
 from slimdpm.job import plan_job, run_job
@@ -129,7 +130,7 @@ def tiny(monkeypatch, tmp_path):
     ]
     mean = Extractor("mean", "mean", lambda x: (x.mean(dim=(2, 3)), None), torch.device("cpu"))
     monkeypatch.setattr(measure, "load_extractor", lambda name: mean)
-    monkeypatch.setitem(grid.SIZES, "tiny", TINY_SIZE)
+    monkeypatch.setitem(SIZES, "tiny", TINY_SIZE)
     monkeypatch.setattr(run, "cells_of", lambda size: cells)
     rng = np.random.default_rng(0)
     names = np.array([f"{part}/{i}.jpg" for part, n in (("train", 40), ("test", 24)) for i in range(n)])
@@ -280,6 +281,25 @@ def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():
     summary = tables.summaries(results, "spectral")["error of ε"]
     assert summary.values == (0.5,) and np.isnan(summary.interval).all()
     assert str(summary) == "0.500"
+
+
+def test_a_change_is_beside_the_default_student_of_the_same_seed():
+    results = results_of([1.0, 1.0], [2.0, 4.0])
+    cells = results["cells"]
+    cells[grid.DEFAULT] = cells.pop("spectral")
+    cells["alpha 0"] = {**results_of([3.0, 2.0], [1.0])["cells"]["lite"], "group": "omega", "about": "α = 0"}
+    headings, (line,) = tables.changes(results)
+    low, high = tables.Summary((1.5, 0.5)).interval
+    assert line[:3] == ["α = 0", "2.0", "2"]
+    assert line[headings.index("Fréchet")] == f"1.000 ({low:.3f} to {high:.3f})"
+
+
+def test_a_cell_that_repeats_another_is_not_run(tiny, tmp_path):
+    """As λ = 2 does where the tuning chose it."""
+    again = Cell("again", "core", "the baseline once more", "lite", distilled=False)
+    changed = Cell("changed", "core", "with an idea", "lite", distilled=False, idea=Idea(trainer=lambda trainer: None))
+    results = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0,), more=[again, changed]).run(["core"])
+    assert list(results["cells"]) == ["lite", "spectral", "changed"]
 
 
 def test_the_pictures_are_drawn(tmp_path):

@@ -194,7 +194,7 @@ def ablation(
         slimdpm reproduce ablation clothing-64.npz --size 32 -o runs/ablation-32
     """
     from slimdpm.ablation.run import Ablation
-    from slimdpm.ablation.tables import effects, headlines, rows
+    from slimdpm.ablation.tables import changes, effects, headlines, rows
     from slimdpm.display import Display
 
     experiment = Ablation(size, data, output, range(seeds), Display(console), teacher=teacher)
@@ -204,7 +204,7 @@ def ablation(
         results = experiment.results()
     if pictures is not None:
         experiment.pictures(pictures, f"ablation_{size}")
-    for kind in (headlines, effects, rows):
+    for kind in (headlines, effects, changes, rows):
         _print_table(*kind(results))
     console.print("ratios to Lite of the same seed, mean and standard error over the seeds: below 1 is better")
     console.print(f"results: {output / 'results.json'}", highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""What is compared: the sizes at which the ablation runs, and its cells.
+"""What is compared: the cells of the ablation.
 
 A cell is a student's recipe. All cells of one seed see the same images, noise and timesteps in the same order, for
-equally many steps.
+equally many steps but for those that train longer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from slimdpm.ablation.sizes import Size
 from slimdpm.inherit import MIXING
-from slimdpm.presets import PRESETS
 from slimdpm.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -30,94 +30,6 @@ UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
 STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 FROM_TEACHER = {"student.init": "teacher"}
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
-
-
-@dataclass(frozen=True)
-class Size:
-    """One scale of the experiment.
-
-    Attributes:
-        pixels: of the images.
-        teacher: its diffusers config, as ``student.overrides`` of the preset `base`.
-        base: a preset.
-        teacher_settings, student_settings: of their recipes.
-        widths: channels of a student by kind, from the slimmest to the widest; `main` is the pair of the grid.
-        main: which of the widths the grid compares.
-        slimmer: channels of a gated student with at most a twelfth of the teacher's MACs, if the main one has more.
-        images: samples of each cell.
-        sampler_steps: of dpm++.
-    """
-
-    pixels: int
-    base: str
-    teacher: Mapping[str, Any]
-    teacher_settings: Mapping[str, Any]
-    student_settings: Mapping[str, Any]
-    widths: Mapping[str, tuple[tuple[int, ...], ...]]
-    main: int = 1
-    slimmer: tuple[int, ...] | None = None
-    images: int = 512
-    sampler_steps: int = 20
-
-
-SIZES = {
-    "32": Size(
-        pixels=32,
-        base="pixel-32",
-        teacher={"block_out_channels": [32, 64, 96]},
-        teacher_settings={
-            "train.steps": 5000,
-            "train.batch_size": 32,
-            "train.lr": 1e-3,
-            "train.warmup": 200,
-            "train.ema": 0.998,
-            "train.weight_decay": 0.01,
-            "train.checkpoint_every": 500,
-        },
-        student_settings={
-            "train.steps": 1000,
-            "train.batch_size": 16,
-            "train.warmup": 50,
-            "train.ema": 0.99,
-            "train.checkpoint_every": 200,
-        },
-        # Equal MACs within 5 %, in Lite's favour: its resampling convolutions take what gating saves.
-        widths={
-            "spectral": ((8, 16, 24), (12, 20, 24), (16, 20, 32), (16, 36, 56)),
-            "lite": ((8, 16, 16), (12, 16, 24), (16, 20, 24), (16, 32, 48)),
-        },
-        slimmer=(12, 16, 28),
-    ),
-    "64": Size(
-        pixels=64,
-        base="pixel-64",
-        teacher={"block_out_channels": [64, 128, 192, 256], "layers_per_block": 2},
-        teacher_settings={
-            "train.steps": 40_000,
-            "train.batch_size": 128,
-            "train.lr": 3e-4,
-            "train.warmup": 1000,
-            "train.ema": 0.9995,
-            "train.weight_decay": 0.01,
-            "train.precision": "bf16",
-            "train.checkpoint_every": 1000,
-        },
-        student_settings={
-            "train.steps": 20_000,
-            "train.batch_size": 128,
-            "train.warmup": 500,
-            "train.ema": 0.999,
-            "train.precision": "bf16",
-            "train.checkpoint_every": 1000,
-        },
-        widths={
-            "spectral": ((12, 24, 36, 48), (16, 36, 56, 72), (24, 44, 64, 88), (32, 64, 88, 120)),
-            "lite": ((12, 24, 32, 40), (16, 36, 48, 64), (24, 40, 56, 80), (32, 60, 80, 104)),
-        },
-        images=3000,
-        sampler_steps=50,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -190,41 +102,48 @@ def core_cells() -> list[Cell]:
     return cells
 
 
+FURTHER = ("omega", "losses", "gating", "ideas")  # groups of changes to `DEFAULT`
+DEFAULT = "spectral from teacher"  # what `slimdpm.slim` makes by default
+
+
 def further_cells() -> list[Cell]:
-    """One change at a time to the Spectral student."""
-    cells = [
-        Cell(f"alpha {alpha:g}", "omega", f"α = {alpha:g}", settings={"distill.alpha": alpha})
-        for alpha in (0.0, -0.5, -2.0)
-    ]
-    cells.append(Cell("omega unscaled", "omega", "ω as it is", settings={"distill.weight_scaling": "none"}))
-    cells += [
-        Cell("lambda 0.1", "losses", "λ = 0.1 each, outputs alone", settings=lambdas(0.1, 0.1)),
-        Cell("lambda 2", "losses", "λ = 2 each, outputs alone", settings=lambdas(2.0, 2.0)),
-        Cell(
-            "all pairs",
-            "losses",
-            "λ = 0.1 each, all feature pairs (the paper's)",
-            settings=lambdas(0.1, 0.1, **{"distill.pairs": "auto"}),
-        ),
-        Cell(
-            "up pairs",
-            "losses",
+    """One change at a time to Spectral that starts from the teacher's weights.
+
+    Some of them change nothing, whatever the choices were: those repeat another cell, and are not run.
+    """
+    losses: dict[str, tuple[str, dict[str, Any]]] = {
+        "lambda 0.1": ("λ = 0.1 each, outputs alone", lambdas(0.1, 0.1)),
+        "lambda 2": ("λ = 2 each, outputs alone", lambdas(2.0, 2.0)),
+        "lambda 5": ("λ = 5 each, outputs alone", lambdas(5.0, 5.0)),
+        "all pairs": ("λ = 0.1 each, all feature pairs (the paper's)", lambdas(0.1, 0.1, **{"distill.pairs": "auto"})),
+        "up pairs": (
             "λ = 0.1 each, the way up alone",
-            settings=lambdas(0.1, 0.1, **{"distill.pairs": ["up_blocks.0", "up_blocks.1", "up_blocks.2"]}),
+            lambdas(0.1, 0.1, **{"distill.pairs": ["up_blocks.0", "up_blocks.1", "up_blocks.2"]}),
         ),
+    }
+    gating: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "grouped": ("the paper's reading: a grouped expansion, no mixing", GROUPED),
+        "dense": ("a dense expansion, no mixing", DENSE),
+        "grouped and mixed": ("a grouped expansion, a 1×1 convolution after WG-Down", GROUPED_MIXED),
+        "dense and mixed": ("a dense expansion, a 1×1 convolution after WG-Down", DENSE_MIXED),
+        "no expansion": ("WG-Up without expansion, no mixing", UNEXPANDED),
+        "gates equal": ("gates start at ½", {"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}),
+        "reduction 1": ("the gates' FFN not reduced", {"wavelet_gate_reduction": 1}),
+        "reduction 16": ("the gates' FFN reduced 16 times", {"wavelet_gate_reduction": 16}),
+    }
+    fixed = "gates fixed at their start"
+    return [
+        *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
+        changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
+        *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
+        *(changed(name, "gating", about, overrides=overrides) for name, (about, overrides) in gating.items()),
+        changed("gates fixed", "gating", fixed, {"train.freeze": ["*.gate.*"]}),
     ]
-    cells += [
-        Cell("grouped", "gating", "the paper's reading: a grouped expansion, no mixing", overrides=GROUPED),
-        Cell("dense", "gating", "a dense expansion", overrides=DENSE),
-        Cell("grouped and mixed", "gating", "a 1x1 convolution after WG-Down", overrides=GROUPED_MIXED),
-        Cell("dense and mixed", "gating", "both", overrides=DENSE_MIXED),
-        Cell("no expansion", "gating", "WG-Up without expansion", overrides=UNEXPANDED),
-        Cell("gates equal", "gating", "gates start at ½", overrides={"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}),
-        Cell("gates fixed", "gating", "gates fixed at their start", settings={"train.freeze": ["*.gate.*"]}),
-        Cell("reduction 1", "gating", "the gates' FFN not reduced", overrides={"wavelet_gate_reduction": 1}),
-        Cell("reduction 16", "gating", "the gates' FFN reduced 16 times", overrides={"wavelet_gate_reduction": 16}),
-    ]
-    return cells
+
+
+def changed(name: str, group: str, about: str, settings: Mapping[str, Any] | None = None, **more: Any) -> Cell:
+    """Spectral that starts from the teacher's weights, but for this."""
+    return Cell(name, group, about, settings={**FROM_TEACHER, **(settings or {})}, **more)
 
 
 def start_cells() -> list[Cell]:
@@ -281,9 +200,24 @@ def wide_cells(size: Size) -> list[Cell]:
     return [Cell(f"gating width {width}", "gating-wide", about, distilled=False, width=width)]
 
 
+LONGER = 4
+
+
+def long_cells(size: Size) -> list[Cell]:
+    """Several times the steps: does what was found in a short training last?"""
+    steps = {"train.steps": LONGER * size.student_settings["train.steps"]}
+    about = f"{LONGER} times the steps"
+    channels = {"block_out_channels": list(size.slimmer or size.widths["spectral"][size.main])}
+    return [
+        Cell("lite, long", "long", f"lite, {about}", "lite", distilled=False, settings=steps),
+        Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps),
+        changed(f"{SLIMMER}, long", "long", f"{SLIMMER}, {about}", steps, overrides=channels),
+    ]
+
+
 def cells_of(size: Size) -> list[Cell]:
     """All cells but the tuning's, the most important first."""
-    return [*core_cells(), *start_cells(), *pareto_cells(size), *wide_cells(size), *further_cells()]
+    return [*core_cells(), *start_cells(), *pareto_cells(size), *wide_cells(size), *long_cells(size), *further_cells()]
 
 
 def recipe_of(
@@ -340,6 +274,3 @@ def teacher_recipe(size: Size, images: Path) -> Recipe:
             **size.teacher_settings,
         },
     )
-
-
-assert all(size.base in PRESETS for size in SIZES.values())

@@ -22,8 +22,8 @@ from slimdpm.ablation.data import prepare_parts
 from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
 from slimdpm.ablation.grid import (
     SEEDS,
-    SIZES,
     Cell,
+    Idea,
     cells_of,
     core_cells,
     pareto_cells,
@@ -31,6 +31,7 @@ from slimdpm.ablation.grid import (
     teacher_recipe,
 )
 from slimdpm.ablation.measure import EXTRACTOR, Judge, Measures, error_measures
+from slimdpm.ablation.sizes import SIZES
 from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
@@ -109,11 +110,21 @@ class Ablation:
         self.train_teacher()
         for candidates in stages():
             self._do([Piece(tuple(cells), self.seeds[0]) for cells in _grouped(candidates)], wait=True)
-        cells = [cell for cell in self.cells if groups is None or cell.group in groups]
+        cells = [cell for cell in self._distinct() if groups is None or cell.group in groups]
         if not cells:
             raise SlimdpmError(f"no such group; there are {', '.join(_grouped_names(self.cells))}")
         self._do(Piece(tuple(packed), seed) for packed in _packed(cells) for seed in self.seeds)
         return self.results()
+
+    def _distinct(self) -> list[Cell]:
+        """The cells without those that, by what the tuning chose, repeat an earlier one."""
+        recipes: list[tuple[Recipe, Idea]] = []
+        cells = []
+        for cell in self.cells:
+            if (made := (self.recipe(cell, self.seeds[0]), cell.idea)) not in recipes:
+                recipes.append(made)
+                cells.append(cell)
+        return cells
 
     def train_teacher(self) -> None:
         """Train the teacher unless one was given, and measure it and the floor; other processes wait for it."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from slimdpm.ablation.grid import SLIMMER
+from slimdpm.ablation.grid import DEFAULT, FURTHER, SLIMMER
 from slimdpm.ablation.measure import mean_error
 
 BASELINE = "lite"
@@ -54,9 +54,9 @@ class Summary:
         return f"{self.mean:.3f}" + (f" ± {self.error:.3f}" if len(self.values) > 1 else "")
 
 
-def summaries(results: Mapping[str, Any], name: str) -> dict[str, Summary]:
-    """A cell's ratios to Lite of the same seed, by column; empty if no seed has both."""
-    cell, baseline = results["cells"][name]["seeds"], results["cells"].get(BASELINE, {"seeds": {}})["seeds"]
+def summaries(results: Mapping[str, Any], name: str, base: str = BASELINE) -> dict[str, Summary]:
+    """A cell's ratios to Lite, or another, of the same seed, by column; empty if no seed has both."""
+    cell, baseline = results["cells"][name]["seeds"], results["cells"].get(base, {"seeds": {}})["seeds"]
     shared = [(cell[seed]["measures"], baseline[seed]["measures"]) for seed in cell if seed in baseline]
     if not shared:
         return {}
@@ -143,6 +143,17 @@ def effects(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             line.append(_with_interval(Summary(tuple(per_seed))))
         table.append(line)
     return ["part", "seeds", *ERRORS, *DISTANCES], table
+
+
+def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """One change at a time to the default student: ratios to it, with intervals of 95 % over the seeds."""
+    table = []
+    for name, cell in results["cells"].items():
+        if cell["group"] in FURTHER and (found := summaries(results, name, DEFAULT)):
+            macs = next(iter(cell["seeds"].values()))["macs"] / 1e6
+            figures = [found[title] for title in (*ERRORS, *DISTANCES)]
+            table.append([cell["about"], f"{macs:.1f}", str(len(figures[0].values)), *map(_with_interval, figures)])
+    return ["change", "M MACs", "seeds", *ERRORS, *DISTANCES], table
 
 
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
