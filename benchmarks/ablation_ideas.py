@@ -57,16 +57,33 @@ class MinSNR(Distiller):
         return (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()
 
 
-class AttentionTransfer(Distiller):
+class OutputFrequencies(Distiller):
+    """L_freq of the outputs alone: what is done with the features is a matter of L_spatial."""
+
+    def weights(self, x0: Tensor, pairs: Pairs, t: Tensor) -> list[Tensor]:
+        outputs, *features = super().weights(x0, pairs, t)
+        return [outputs, *(torch.zeros_like(weight) for weight in features)]
+
+
+class AttentionTransfer(OutputFrequencies):
     """Attention maps (arXiv 1612.03928) in place of raw features: mean square over the channels, normalised."""
 
     def spatial(self, pairs: Pairs) -> Tensor:
         maps = [(_attention(student), _attention(teacher)) for student, teacher in pairs[1:]]
         return spatial_loss([*pairs[:1], *maps])
 
-    def weights(self, x0: Tensor, pairs: Pairs, t: Tensor) -> list[Tensor]:
-        outputs, *features = super().weights(x0, pairs, t)
-        return [outputs, *(torch.zeros_like(weight) for weight in features)]  # the output's frequencies alone
+
+class NormalisedFeatures(OutputFrequencies):
+    """Each feature pair over the teacher's variance, averaged over the pairs and weighed by `share`.
+
+    Features are larger than outputs by orders of magnitude and there are many of them: a plain sum drowns the rest.
+    """
+
+    share: float
+
+    def spatial(self, pairs: Pairs) -> Tensor:
+        relative = [F.mse_loss(s.float(), t.float()) / t.float().var() for s, t in pairs[1:]]
+        return spatial_loss(pairs[:1]) + self.share * torch.stack(relative).mean()
 
 
 def _attention(features: Tensor) -> Tensor:
@@ -168,4 +185,9 @@ def idea_cells() -> list[Cell]:
         "λ rising": (_use(Annealed, scale=rising), {}),
         "db2 wavelet": (Idea(network=_use_daubechies), {}),
     }
-    return [changed(name, "ideas", name, settings, idea=idea) for name, (idea, settings) in ideas.items()]
+    cells = [changed(name, "ideas", name, settings, idea=idea) for name, (idea, settings) in ideas.items()]
+    for share in (0.01, 0.1):
+        idea = _use(NormalisedFeatures, share=share)
+        about = f"features over the teacher's variance, share {share:g}"
+        cells.append(changed(f"normalised features {share:g}", "features", about, {"distill.pairs": "auto"}, idea=idea))
+    return cells

@@ -305,7 +305,10 @@ def test_a_cell_that_repeats_another_is_not_run(tiny, tmp_path):
 def test_the_pictures_are_drawn(tmp_path):
     results = results_of([2.0, 3.0], [1.0, 1.5])
     results["latency"] = {"lite": 0.004, "spectral": 0.005}
-    for draw, name in ((figures.cells_figure, "cells"), (figures.pareto_figure, "pareto")):
+    cells = results["cells"]
+    cells[grid.DEFAULT], cells["alpha 0"] = cells["spectral"], {**cells["lite"], "group": "omega"}
+    drawn = {"cells": figures.cells_figure, "changes": figures.changes_figure, "pareto": figures.pareto_figure}
+    for name, draw in drawn.items():
         draw(results, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20

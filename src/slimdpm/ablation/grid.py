@@ -102,7 +102,7 @@ def core_cells() -> list[Cell]:
     return cells
 
 
-FURTHER = ("omega", "losses", "gating", "ideas")  # groups of changes to `DEFAULT`
+FURTHER = ("rate", "omega", "losses", "gating", "features", "ideas")  # groups of changes to `DEFAULT`
 DEFAULT = "spectral from teacher"  # what `slimdpm.slim` makes by default
 
 
@@ -115,6 +115,7 @@ def further_cells() -> list[Cell]:
         "lambda 0.1": ("λ = 0.1 each, outputs alone", lambdas(0.1, 0.1)),
         "lambda 2": ("λ = 2 each, outputs alone", lambdas(2.0, 2.0)),
         "lambda 5": ("λ = 5 each, outputs alone", lambdas(5.0, 5.0)),
+        "lambda 10": ("λ = 10 each, outputs alone", lambdas(10.0, 10.0)),
         "all pairs": ("λ = 0.1 each, all feature pairs (the paper's)", lambdas(0.1, 0.1, **{"distill.pairs": "auto"})),
         "up pairs": (
             "λ = 0.1 each, the way up alone",
@@ -133,6 +134,7 @@ def further_cells() -> list[Cell]:
     }
     fixed = "gates fixed at their start"
     return [
+        *(changed(f"rate {rate:g}", "rate", f"learning rate {rate:g}", rate=rate) for rate in (4e-3, 16e-3)),
         *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
         changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
         *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
@@ -201,6 +203,7 @@ def wide_cells(size: Size) -> list[Cell]:
 
 
 LONGER = 4
+LONG_LITE, LONG_SPECTRAL = "lite, long", f"{SLIMMER}, long"
 
 
 def long_cells(size: Size) -> list[Cell]:
@@ -209,9 +212,9 @@ def long_cells(size: Size) -> list[Cell]:
     about = f"{LONGER} times the steps"
     channels = {"block_out_channels": list(size.slimmer or size.widths["spectral"][size.main])}
     return [
-        Cell("lite, long", "long", f"lite, {about}", "lite", distilled=False, settings=steps),
+        Cell(LONG_LITE, "long", f"lite, {about}", "lite", distilled=False, settings=steps),
         Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps),
-        changed(f"{SLIMMER}, long", "long", f"{SLIMMER}, {about}", steps, overrides=channels),
+        changed(LONG_SPECTRAL, "long", f"{SLIMMER}, {about}", steps, overrides=channels),
     ]
 
 

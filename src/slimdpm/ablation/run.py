@@ -19,7 +19,7 @@ from torch import nn
 
 from slimdpm.ablation.choices import Choices, stages
 from slimdpm.ablation.data import prepare_parts
-from slimdpm.ablation.figures import cells_figure, pareto_figure, samples_figure
+from slimdpm.ablation.figures import cells_figure, changes_figure, pareto_figure, samples_figure
 from slimdpm.ablation.grid import (
     SEEDS,
     Cell,
@@ -194,12 +194,13 @@ class Ablation:
         return json.loads(self._file(candidate.name, self.seeds[0]).read_text())["measures"]
 
     def pictures(self, folder: Path, name: str) -> None:
-        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_pareto.png`` and ``_samples.png``.
+        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_changes``, ``_pareto`` and ``_samples``.
 
         The rows of the last: real images, the teacher, and `SHOWN_CELLS` of the first seed as far as they are there.
         """
         results = self.results()
         cells_figure(results, folder / f"{name}_cells.png")
+        changes_figure(results, folder / f"{name}_changes.png")
         pareto_figure(results, folder / f"{name}_pareto.png")
         networks = {"teacher": load_pipeline(self.teacher)}
         for cell in self.cells:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from slimdpm.ablation.grid import DEFAULT, FURTHER, SLIMMER
+from slimdpm.ablation.grid import DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER
 from slimdpm.ablation.measure import mean_error
 
 BASELINE = "lite"
@@ -63,21 +63,23 @@ def summaries(results: Mapping[str, Any], name: str, base: str = BASELINE) -> di
     return {title: Summary(tuple(_ratio(a, b, title) for a, b in shared)) for title in (*ERRORS, *DISTANCES)}
 
 
-def teacher_summaries(results: Mapping[str, Any], measures: Mapping[str, float]) -> dict[str, Summary]:
+def teacher_summaries(
+    results: Mapping[str, Any], measures: Mapping[str, float], base: str = BASELINE
+) -> dict[str, Summary]:
     """The same for something without seeds: the teacher, or the floor, which has no errors."""
-    baselines = [seed["measures"] for seed in results["cells"][BASELINE]["seeds"].values()]
+    baselines = [seed["measures"] for seed in results["cells"][base]["seeds"].values()]
     errors = ERRORS if any(key.startswith("overall") for key in measures) else {}
     return {title: Summary(tuple(_ratio(measures, b, title) for b in baselines)) for title in (*errors, *DISTANCES)}
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the main table. All figures but the MACs are ratios to Lite: below 1 is better."""
+    """Headings and rows of the main table, without `changes`. All figures but the MACs are ratios to Lite."""
     titles = [*ERRORS, *DISTANCES]
     headings = ["student", "M MACs", "seeds", *titles]
     table = []
     for name, cell in results["cells"].items():
         found = summaries(results, name)
-        if not found:
+        if cell["group"] in FURTHER or not found:
             continue
         macs = next(iter(cell["seeds"].values()))["macs"] / 1e6
         table.append(
@@ -158,12 +160,13 @@ def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The claims in a few lines: students over Lite, and over the teacher, with intervals of 95 % over the seeds."""
+    spectral = ("spectral", DEFAULT, SLIMMER)
+    pairs = [*((name, BASELINE) for name in spectral), (LONG_SPECTRAL, LONG_LITE)]
     lines = []
-    spectral = ("spectral", "spectral from teacher", SLIMMER)
-    for name in spectral:
-        if found := summaries(results, name) if name in results["cells"] else {}:
-            lines.append([f"{name} ÷ lite", *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))])
-    for name in (BASELINE, *spectral):
+    for name, base in pairs:
+        if found := summaries(results, name, base) if name in results["cells"] else {}:
+            lines.append([f"{name} ÷ {base}", *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))])
+    for name in (BASELINE, *spectral, LONG_LITE, LONG_SPECTRAL):
         if name in results["cells"]:
             seeds = results["cells"][name]["seeds"].values()
             over = [
