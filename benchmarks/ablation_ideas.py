@@ -19,8 +19,6 @@ from slimdpm.losses import half_plane_count, spatial_loss
 from slimdpm.training import Trainer
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
-GAMMA = 5.0  # min-SNR's
-
 
 class WienerWeighted(Distiller):
     """ω by timestep: a frequency counts when the noise level is the one at which it comes back.
@@ -41,20 +39,6 @@ class WienerWeighted(Distiller):
             count = half_plane_count(width, x0.device)
             maps.append(changed / ((changed * count).sum(dim=(-2, -1), keepdim=True) / (height * width)))
         return maps
-
-
-class MinSNR(Distiller):
-    """L_DDPM by min-SNR-γ (arXiv 2303.09556, equation 9, for v): min(s, γ) / (s + 1), s = ᾱ/(1 − ᾱ).
-
-    Scaled to a mean of 1 over the timesteps, so that its size beside the distillation's stays.
-    """
-
-    def denoising(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = self.process.alphas_cumprod.double()
-        ratio = alpha_bar / (1 - alpha_bar)
-        weight = ratio.clamp_max(GAMMA) / (ratio + 1)
-        weight = (weight / weight.mean()).float()[t]  # (B,)
-        return (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()
 
 
 class OutputFrequencies(Distiller):
@@ -179,7 +163,6 @@ def idea_cells() -> list[Cell]:
     features = {"distill.pairs": "auto", "distill.lambda_spatial": 0.1}
     ideas: dict[str, tuple[Idea, dict[str, Any]]] = {
         "ω by timestep": (_use(WienerWeighted), {}),
-        "min-SNR": (_use(MinSNR), {}),
         "attention maps": (_use(AttentionTransfer), features),
         "λ falling": (_use(Annealed, scale=falling), {}),
         "λ rising": (_use(Annealed, scale=rising), {}),

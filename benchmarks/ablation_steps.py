@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_steps.py clothing-64.npz --size 32 --work runs/ablation-32
 
-Teacher, Lite, and Spectral from the teacher's weights, as `benchmarks/ablation.py` left them, are sampled with
+Teacher, Lite, and Spectral from the teacher's weights, of short and long training, as `benchmarks/ablation.py` left them, are sampled with
 different numbers of dpm++ steps. What is measured is kept; start it again to go on. Saves
 ablation_SIZE_steps.json.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from ablation import kept_teacher
 
+from slimdpm.ablation.grid import DEFAULT, LONG_LITE, LONG_SPECTRAL
 from slimdpm.ablation.measure import Judge
 from slimdpm.ablation.run import Ablation
 from slimdpm.ablation.tables import markdown
@@ -25,7 +26,7 @@ from slimdpm.report import machine_facts
 
 STEPS = (20, 60)
 COUNT = 256
-CELLS = ("lite", "spectral from teacher")
+CELLS = {"lite": "lite", DEFAULT: "lite", LONG_LITE: LONG_LITE, LONG_SPECTRAL: LONG_LITE}  # and what each is beside
 MEASURES = ("kernel distance", "Fréchet distance", "log-spectral distance, dB", "upper-half error, dB")
 
 
@@ -55,14 +56,14 @@ def main() -> None:
 
 
 def table(results: dict) -> str:
-    """Each network's means over the seeds, and its ratio to Lite of the same seed."""
+    """Each network's means over the seeds, and its ratio to Lite of the same seed and length of training."""
     headings = ["network", "steps", *(title for measure in MEASURES for title in (measure, "÷ lite"))]
     rows = []
     for steps, networks in results["measures"].items():
         for name, seeds in networks.items():
             cells = [name, steps]
+            lite = networks.get(CELLS.get(name, "lite"), {})
             for measure in MEASURES:
-                lite = networks.get("lite", {})
                 own = [found[measure] for found in seeds.values()]
                 ratios = [f[measure] / lite[s][measure] for s, f in seeds.items() if s in lite and name != "teacher"]
                 cells += [f"{np.mean(own):.3f}", f"{np.mean(ratios):.2f}" if ratios else "–"]

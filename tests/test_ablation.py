@@ -42,7 +42,7 @@ def weights(folder):
 
 def variants(teacher_folder, image_folder, **more):
     return {
-        "features": job(teacher_folder, image_folder, **more),
+        "features": job(teacher_folder, image_folder, distill__pairs="auto", **more),
         "outputs": job(teacher_folder, image_folder, distill__pairs="none", **more),
         "some": job(teacher_folder, image_folder, distill__pairs=["up_blocks.1"], distill__lambda_freq=0.0, **more),
         "plain": job(teacher_folder, image_folder, task="train", student__kind="lite", **more),

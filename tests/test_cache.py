@@ -33,6 +33,7 @@ from slimdpm.sources import Arrays, open_source
 from slimdpm.teachers import shell_of
 
 QUICK = [
+    "distill.pairs=auto",
     "student.width=8", "train.steps=4", "train.batch_size=4", "train.log_every=1", "train.trackers=[]",
     "train.sample_every=0", "samples.count=2", "samples.steps=2", "data.workers=0", "data.flip=true",
 ]  # fmt: skip

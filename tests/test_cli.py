@@ -19,6 +19,7 @@ from slimdpm.cli import app
 
 QUICK = ["--width", "8", "--steps", "2"]
 for setting in (
+    "distill.pairs=auto",
     "train.sample_every=0",
     "train.batch_size=4",
     "train.trackers=[]",

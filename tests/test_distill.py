@@ -11,7 +11,7 @@ from slimdpm import SpectralUNet2DModel
 from slimdpm.distill import Distiller, LossSettings, TappedStudent
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeatureTaps, block_names, match_features, tap_shapes
-from slimdpm.losses import frequency_loss, spatial_loss, spectral_weight
+from slimdpm.losses import frequency_loss, min_snr_weight, spatial_loss, spectral_weight
 from slimdpm.process import Process
 
 TEACHER = {**TINY, "_class_name": "UNet2DModel"}
@@ -111,6 +111,19 @@ def test_loss_is_the_sum_that_the_paper_writes(batch):
     torch.testing.assert_close(losses["spatial"], spatial_loss(pairs))
     torch.testing.assert_close(losses["frequency"], frequency_loss(pairs, weights))
     torch.testing.assert_close(losses["denoising"], (prediction - noise).square().mean())
+
+
+def test_min_snr_weighs_denoising_alone(batch):
+    x0, noise, t = batch
+    plain, weighed = (make(LossSettings(snr_gamma=gamma)) for gamma in (None, 5.0))
+    weighed.student.load_state_dict(plain.student.state_dict())
+    weighed.teacher.load_state_dict(plain.teacher.state_dict())
+    a, b = plain.losses(x0, noise, t), weighed.losses(x0, noise, t)
+    prediction, _ = plain.student(plain.process.add_noise(x0, noise, t), t)
+    weight = min_snr_weight(plain.process.alphas_cumprod, "epsilon", 5.0)[t]
+    torch.testing.assert_close(b["denoising"], (weight * (prediction - noise).square().mean(dim=(1, 2, 3))).mean())
+    assert not torch.isclose(a["denoising"], b["denoising"])
+    torch.testing.assert_close(a["spatial"], b["spatial"])
 
 
 def test_gradients_reach_student_and_aligners_and_never_the_teacher(batch):

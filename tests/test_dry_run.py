@@ -29,7 +29,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False).stdout
 
 
-BATCH = ["train.batch_size=8", "train.max_batch_per_device=2", "samples.count=2"]
+BATCH = ["distill.pairs=auto", "train.batch_size=8", "train.max_batch_per_device=2", "samples.count=2"]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def data():
 
 
 def plan(teacher, *settings, task="slim"):
-    values = {"task": task, "data": {"path": "x"}, "student": {"width": 8}}
+    values = {"task": task, "data": {"path": "x"}, "student": {"width": 8}, "distill": {"pairs": "auto"}}
     return plan_job(load_recipe(None, settings, values=values), teacher=teacher, data=data(), weights=False)
 
 

@@ -23,6 +23,7 @@ from slimdpm.sources import Arrays
 from slimdpm.unet import FixedHeadsUNet2DModel
 
 QUICK = [
+    "distill.pairs=auto",
     "train.batch_size=4", "train.trackers=[]", "train.sample_every=0", "train.checkpoint_every=2", "samples.count=2",
     "samples.steps=2", "data.workers=0",
 ]  # fmt: skip

@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
 from slimdpm.losses import (
     FLOOR,
     denoising_loss,
     frequency_loss,
     half_plane_count,
+    min_snr_weight,
     spatial_loss,
     spectral_weight,
 )
+from slimdpm.process import Process
 from slimdpm.wavelet import haar_dwt2
 
 PAIRS = [((2, 5, 8, 8), (2, 5, 8, 8)), ((2, 3, 6, 4), (2, 3, 6, 4)), ((2, 7, 5, 7), (2, 7, 5, 7))]
@@ -86,6 +89,32 @@ def test_denoising_and_spatial_loss_match_float64_sums(pairs):
     expected = [((s.double() - t.double()) ** 2).mean().item() for s, t in pairs]
     assert denoising_loss(*pairs[0]).item() == pytest.approx(expected[0], rel=1e-6)
     assert spatial_loss(pairs).item() == pytest.approx(sum(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_the_error_of_x0_by_the_clipped_ratio(kind):
+    """Whatever is predicted, a weighed error is min(s, γ) times that of x₀, up to one factor for all timesteps."""
+    alpha_bar = DDPMScheduler(beta_schedule="scaled_linear").alphas_cumprod
+    weight, process = min_snr_weight(alpha_bar, kind, 5.0), Process(alpha_bar, kind)
+    assert weight.dtype == torch.float32 and weight.mean().item() == pytest.approx(1)
+    x0, noise, error = torch.randn(3, 1, 1, 2, 2)
+    factors = []
+    for t in (1, 100, 400, 800, 999):
+        step = torch.tensor([t])
+        guess, truth = (process.target(kind, x, noise, step) for x in (x0 + error, x0))
+        if kind == "epsilon":  # the noise that explains the same x_t with the other x₀
+            guess = noise - (alpha_bar[t] / (1 - alpha_bar[t])).sqrt() * error
+        else:
+            guess = truth - error / (1 - alpha_bar[t]).sqrt()  # x₀ = √ᾱ x_t − √(1 − ᾱ) v
+        ratio = (alpha_bar[t] / (1 - alpha_bar[t])).double().item()
+        expected = min(ratio, 5.0) * error.square().mean().item()
+        factors.append(denoising_loss(guess, truth, weight[step]).item() / expected)
+    assert factors == pytest.approx([factors[0]] * 5, rel=1e-3)
+
+
+def test_min_snr_is_finite_without_noise_and_without_signal():
+    for kind in ("epsilon", "v_prediction"):
+        assert torch.isfinite(min_snr_weight(torch.tensor([1 - 1e-7, 0.5, 0.0]), kind, 5.0)).all()
 
 
 def test_frequency_loss_matches_a_float64_reference(pairs):

@@ -56,7 +56,7 @@ def test_a_run_on_two_processes_is_the_run_on_one(told, tmp_path, teacher_folder
     settings = [
         f"teacher={teacher}", f"data.path={data}", "conditioning.drop=0.5", "student.width=8", "train.steps=4",
         "train.batch_size=4", "train.checkpoint_every=2", "train.log_every=1", "train.trackers=[]", "data.workers=0",
-        "samples.count=2", "samples.steps=2",
+        "samples.count=2", "samples.steps=2", "distill.pairs=auto",
     ]  # fmt: skip
     options = [part for s in settings for part in ("--set", s)]
     codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "two"), *options)

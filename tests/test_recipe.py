@@ -9,10 +9,17 @@ from slimdpm.recipe import differences, load_recipe, validate
 DATA = {"data": {"path": "photos"}}
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_what_the_ablation_chose():
     recipe = validate(DATA)
-    assert (recipe.distill.lambda_spatial, recipe.distill.lambda_freq, recipe.distill.alpha) == (0.1, 0.1, -1.0)
-    assert recipe.distill.weight_scaling == "mean" and recipe.distill.pairs == "auto"
+    assert (recipe.distill.lambda_spatial, recipe.distill.lambda_freq, recipe.distill.alpha) == (2.0, 2.0, -1.0)
+    assert recipe.distill.weight_scaling == "mean" and recipe.distill.pairs == "none"
+    assert recipe.train.snr_gamma is None
+
+
+def test_gamma_of_min_snr_must_be_positive():
+    assert load_recipe(None, ["train.snr_gamma=5"], values=DATA).train.snr_gamma == 5
+    with pytest.raises(SlimdpmError, match="train.snr_gamma"):
+        load_recipe(None, ["train.snr_gamma=0"], values=DATA)
 
 
 def test_file_options_and_assignments_in_this_order(tmp_path):

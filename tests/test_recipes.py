@@ -72,7 +72,7 @@ def test_the_head_has_the_commands(name):
     shares = [split_batch(recipe, processes) for processes in (1, 8, 16)]
     assert all(micro * times * n == 512 for (micro, times), n in zip(shares, (1, 8, 16), strict=True))
     d = recipe.distill
-    assert (d.lambda_spatial, d.lambda_freq, d.alpha) == (0.1, 0.1, -1.0)  # the paper's
+    assert (d.lambda_spatial, d.lambda_freq, d.alpha, d.pairs) == (0.1, 0.1, -1.0, "auto")  # the paper's
 
 
 @pytest.mark.parametrize("name", TASKS)

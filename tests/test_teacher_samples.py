@@ -27,6 +27,7 @@ from slimdpm.recipe import load_recipe
 from slimdpm.run import RunFolder
 
 QUICK = [
+    "distill.pairs=auto",
     "student.width=8", "train.steps=3", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",
     "samples.count=2", "samples.steps=2", "data.workers=0", "data.samples.count=10", "data.samples.steps=2",
 ]  # fmt: skip

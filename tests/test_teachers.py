@@ -29,6 +29,8 @@ from slimdpm.sampling import image_generators
 from slimdpm.teachers import load_teacher, new_shell, shell_of
 
 QUICK = [
+    "distill.pairs=auto",
+    "distill.lambda_spatial=0.1",
     "student.width=8",
     "train.steps=2",
     "train.batch_size=4",

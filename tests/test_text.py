@@ -23,6 +23,7 @@ from slimdpm.teachers import shell_of
 pytest.importorskip("transformers")
 
 QUICK = [
+    "distill.pairs=auto",
     "student.width=8", "train.steps=2", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",
     "samples.count=2", "samples.steps=2", "data.workers=0",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from slimdpm.recipe import load_recipe
 from slimdpm.run import RunFolder
 
 QUICK = [
+    "distill.pairs=auto",
     "student.width=8", "student.overrides={dropout: 0.1}", "train.steps=6", "train.batch_size=4", "train.warmup=3",
     "train.ema=0.9", "train.checkpoint_every=3", "train.log_every=2", "train.trackers=[]", "train.keep=3",
     "train.sample_every=0", "data.workers=0", "data.flip=true", "samples.count=2", "samples.steps=2",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from slimdpm.features import FeaturePair, FeatureTaps
-from slimdpm.losses import denoising_loss, frequency_loss, spatial_loss, spectral_weight
+from slimdpm.losses import denoising_loss, frequency_loss, min_snr_weight, spatial_loss, spectral_weight
 from slimdpm.process import Process, comparison_kind
+
+if TYPE_CHECKING:
+    from slimdpm.recipe import Recipe
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # (aligned student, teacher): outputs first, then features
 
@@ -26,6 +29,7 @@ class LossSettings:
         alpha: the exponent of ω.
         weight_scaling: see `slimdpm.losses.spectral_weight`.
         resize: the filter that brings x₀ to the size of a feature.
+        snr_gamma: γ of min-SNR weighting of L_DDPM, see `slimdpm.losses.min_snr_weight`; None weighs all alike.
     """
 
     lambda_spatial: float = 0.1
@@ -33,6 +37,15 @@ class LossSettings:
     alpha: float = -1.0
     weight_scaling: str = "mean"
     resize: str = "area"
+    snr_gamma: float | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> LossSettings:
+        """Those of a run."""
+        d = recipe.distill
+        return cls(
+            d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=recipe.train.snr_gamma
+        )
 
 
 class TappedStudent(nn.Module):
@@ -87,6 +100,8 @@ class Distiller:
         self.process = process
         self.kind = comparison_kind(process.prediction)
         self.settings = settings or LossSettings()
+        gamma = self.settings.snr_gamma
+        self.timestep_weight = min_snr_weight(process.alphas_cumprod, self.kind, gamma) if gamma else None  # (T,)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.teacher_prediction = teacher_prediction or process.prediction
         self.teacher_taps = FeatureTaps(teacher, [p.teacher.name for p in pairs]) if teacher is not None else None
@@ -133,7 +148,8 @@ class Distiller:
 
     def denoising(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """L_DDPM."""
-        return denoising_loss(prediction, target)
+        weight = self.timestep_weight[t] if self.timestep_weight is not None else None  # (B,)
+        return denoising_loss(prediction, target, weight)
 
     def spatial(self, pairs: Pairs) -> Tensor:
         """L_spatial."""

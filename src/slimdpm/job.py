@@ -265,7 +265,7 @@ def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:
     d = recipe.distill
     if not teacher.has_scales:
         if not isinstance(d.pairs, str):
-            raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to auto")
+            raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to none")
         return []
     if not d.lambda_spatial and not d.lambda_freq:
         return []

@@ -20,9 +20,37 @@ FLOOR = 1e-3  # of the map's root mean square amplitude: caps ω where the image
 NO_POWER = 1e-12  # below any power that an 8-bit image has: a blank image is weighed evenly instead of dividing by 0
 
 
-def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """L_DDPM, the mean squared error of a prediction ``(B, C, H, W)`` (DDPM, equation 14)."""
-    return F.mse_loss(prediction.float(), target.float())
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L_DDPM, the mean squared error of a prediction ``(B, C, H, W)`` (DDPM, equation 14).
+
+    Args:
+        prediction, target: of ε or v.
+        weight: of each sample, ``(B,)``, such as `min_snr_weight` at its timestep; 1 by default.
+    """
+    if weight is None:
+        return F.mse_loss(prediction.float(), target.float())
+    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # (B,)
+    return (weight * errors).mean()
+
+
+def min_snr_weight(alphas_cumprod: Tensor, prediction: str, gamma: float) -> Tensor:
+    """How much a timestep counts in L_DDPM by min-SNR-γ (arXiv 2303.09556, equation 9).
+
+    With the signal-to-noise ratio ``s = ᾱ / (1 − ᾱ)``: ``min(s, γ) / s`` for ε, ``min(s, γ) / (s + 1)`` for v. Divided
+    by its mean over the timesteps, so that L_DDPM keeps its size beside the distillation.
+
+    Args:
+        alphas_cumprod: ᾱ of each timestep ``(T,)``.
+        prediction: in which the loss is computed, ``"epsilon"`` or ``"v_prediction"``.
+        gamma: γ, 5 in the paper.
+
+    Returns:
+        ``(T,)`` float32.
+    """
+    alpha_bar = alphas_cumprod.double()
+    ratio = alpha_bar / (1 - alpha_bar)
+    weight = (gamma / ratio).clamp_max(1) if prediction == "epsilon" else ratio.clamp_max(gamma) / (ratio + 1)
+    return (weight / weight.mean()).float()
 
 
 def spatial_loss(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -128,7 +128,7 @@ def _step(
     grown: bool,
 ) -> int:
     """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before."""
-    d, process = recipe.distill, shell.process.to("cpu")
+    process = shell.process.to("cpu")
     unet: Any = student.unet
     distiller = Distiller(
         student,
@@ -136,7 +136,7 @@ def _step(
         teacher=teacher,
         teacher_prediction=process.prediction,
         pairs=pairs,
-        settings=LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize),
+        settings=LossSettings.of_recipe(recipe),
     )
     lower = recipe.train.precision != "fp32"
     called = convert_outputs_to_fp32(student.forward) if lower else student

@@ -105,7 +105,7 @@ class Trainer:
         return Trainable(student, EMAModel(unet.parameters(), decay=s.ema, foreach=True), optimizer, schedule)
 
     def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
-        d, device = self.recipe.distill, self.accelerator.device
+        device = self.accelerator.device
         process = self.shell.process.to(device)
         for module in self.shell.encoders(latents=self.images.latents is not None):
             module.requires_grad_(False).eval().to(device)
@@ -115,7 +115,7 @@ class Trainer:
             teacher=teacher.unet.to(device) if teacher else None,
             teacher_prediction=process.prediction,
             pairs=pairs,
-            settings=LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize),
+            settings=LossSettings.of_recipe(self.recipe),
         )
 
     def train(

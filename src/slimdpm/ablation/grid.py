@@ -133,11 +133,13 @@ def further_cells() -> list[Cell]:
         "reduction 16": ("the gates' FFN reduced 16 times", {"wavelet_gate_reduction": 16}),
     }
     fixed = "gates fixed at their start"
+    snr = "min-SNR weighting of L_DDPM, γ = 5"
     return [
         *(changed(f"rate {rate:g}", "rate", f"learning rate {rate:g}", rate=rate) for rate in (4e-3, 16e-3)),
         *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
         changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
         *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
+        changed("min-SNR", "losses", snr, {"train.snr_gamma": 5.0}),
         *(changed(name, "gating", about, overrides=overrides) for name, (about, overrides) in gating.items()),
         changed("gates fixed", "gating", fixed, {"train.freeze": ["*.gate.*"]}),
     ]
