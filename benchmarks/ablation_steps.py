@@ -2,8 +2,8 @@
 
     python benchmarks/ablation_steps.py clothing-64.npz --size 32 --work runs/ablation-32
 
-Teacher, Lite, and Spectral from the teacher's weights, of short and long training, as `benchmarks/ablation.py` left them, are sampled with
-different numbers of dpm++ steps. What is measured is kept; start it again to go on. Saves
+Teacher, Lite, and Spectral from the teacher's weights, of short and long training, as `benchmarks/ablation.py` left
+them, are sampled with different numbers of dpm++ steps. What is measured is kept; start it again to go on. Saves
 ablation_SIZE_steps.json.
 """
 

@@ -64,7 +64,7 @@ def test_a_run_that_is_behind_catches_up(teacher_folder, image_folder, tmp_path)
     whole = variants(teacher_folder, image_folder)
     train_together(whole, {name: tmp_path / name for name in whole})
     constant = {"train__schedule": "constant"}  # with it fewer steps are a part of more
-    half = {"features": job(teacher_folder, image_folder, train__steps=2, **constant)}
+    half = {"features": job(teacher_folder, image_folder, distill__pairs="auto", train__steps=2, **constant)}
     train_together(half, {"features": tmp_path / "late"})
     jobs = {k: v for k, v in variants(teacher_folder, image_folder, **constant).items() if k in ("features", "some")}
     train_together(jobs, {"features": tmp_path / "late", "some": tmp_path / "late-some"})
