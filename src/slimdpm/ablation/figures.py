@@ -45,7 +45,7 @@ def _rows_figure(results: Mapping[str, Any], names: Sequence[str], base: str, pa
             _point(axes, row, summaries(results, name, base)[title], colour(results["cells"][name]["kind"]))
         axes.axvline(1, color=colour(results["cells"][base]["kind"]), linestyle=":", linewidth=1.2)
         axes.axvline(teacher[title].mean, color=colour("teacher"), linestyle="-.", linewidth=1.2)
-        axes.set_title(f"{title}, ratio to {LABELS_OF[base]}", fontsize=10)
+        axes.set_title(f"{title}\nratio to {LABELS_OF[base]}", fontsize=10)
         axes.set_yticks(range(len(names)), [results["cells"][name]["about"] for name in names], fontsize=8)
         axes.grid(axis="x", color="#eeeeee")
         axes.set_axisbelow(True)
