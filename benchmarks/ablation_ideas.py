@@ -1,6 +1,7 @@
-"""Ideas beyond the paper, on trial in the ablation: each is judged at equal cost by three seeds.
+"""Ideas beyond the paper, on trial in the ablation: each is judged at equal cost, what may win by three seeds.
 
-What wins becomes a setting of slimdpm; what loses lives here alone. `benchmarks/ablation.py --group ideas` runs them.
+What wins becomes a setting of slimdpm; what loses lives here alone. `benchmarks/ablation.py --group ideas --group
+features` runs them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class AttentionTransfer(OutputFrequencies):
 class NormalisedFeatures(OutputFrequencies):
     """Each feature pair over the teacher's variance, averaged over the pairs and weighed by `share`.
 
-    Features are larger than outputs by orders of magnitude and there are many of them: a plain sum drowns the rest.
+    Features are larger than outputs, and there are many of them: a plain sum drowns the rest.
     """
 
     share: float

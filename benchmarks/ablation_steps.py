@@ -62,10 +62,10 @@ def table(results: dict) -> str:
     for steps, networks in results["measures"].items():
         for name, seeds in networks.items():
             cells = [name, steps]
-            lite = networks.get(CELLS.get(name, "lite"), {})
+            lite = networks.get(CELLS.get(name), {})  # none for the teacher
             for measure in MEASURES:
                 own = [found[measure] for found in seeds.values()]
-                ratios = [f[measure] / lite[s][measure] for s, f in seeds.items() if s in lite and name != "teacher"]
+                ratios = [f[measure] / lite[s][measure] for s, f in seeds.items() if s in lite]
                 cells += [f"{np.mean(own):.3f}", f"{np.mean(ratios):.2f}" if ratios else "–"]
             rows.append(cells)
     return markdown(headings, rows)

@@ -206,7 +206,8 @@ def ablation(
         experiment.pictures(pictures, f"ablation_{size}")
     for kind in (headlines, effects, changes, rows):
         _print_table(*kind(results))
-    console.print("ratios to Lite of the same seed, mean and standard error over the seeds: below 1 is better")
+    console.print("ratios to Lite of the same seed, of the changes to the default student; below 1 is better")
+    console.print("mean over the seeds, with its standard error, or in brackets its interval of 95 %")
     console.print(f"results: {output / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,43 +10,41 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slimdpm.ablation.grid import DEFAULT, FURTHER
-from slimdpm.ablation.tables import BASELINE, Summary, summaries, teacher_summaries
+from slimdpm.ablation.grid import DEFAULT
+from slimdpm.ablation.tables import BASELINE, Summary, compared, teacher_summaries
 from slimdpm.figures import colour
 from slimdpm.files import atomic_file
 from slimdpm.images import grid
 from slimdpm.results import save_picture
 
 SHOWN = ("error of ε", "upper half", "kernel distance")
-LABELS_OF = {BASELINE: "Lite", DEFAULT: "the default"}
+BASES = {BASELINE: "Lite", DEFAULT: "the default"}
 LABELS = {"lite": "Lite", "spectral": "Spectral, from the teacher's weights"}
 PARETO = ("kernel distance", "Fréchet distance", "upper-half error, dB")
 
 
 def cells_figure(results: Mapping[str, Any], path: Path) -> None:
     """A line for each cell but the changes: its ratio to Lite in each column, with the interval over the seeds."""
-    names = [name for name, cell in results["cells"].items() if cell["group"] not in FURTHER]
-    _rows_figure(results, [name for name in names if summaries(results, name)], BASELINE, path)
+    _rows_figure(results, BASELINE, path)
 
 
 def changes_figure(results: Mapping[str, Any], path: Path) -> None:
     """The same for the changes to the default student, as ratios to it; nothing is written if there are none."""
-    names = [name for name, cell in results["cells"].items() if cell["group"] in FURTHER]
-    names = [name for name in names if summaries(results, name, DEFAULT)]
-    if names:
-        _rows_figure(results, names, DEFAULT, path)
+    if compared(results, DEFAULT):
+        _rows_figure(results, DEFAULT, path)
 
 
-def _rows_figure(results: Mapping[str, Any], names: Sequence[str], base: str, path: Path) -> None:
-    figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(names)), layout="constrained")
+def _rows_figure(results: Mapping[str, Any], base: str, path: Path) -> None:
+    found, cells = compared(results, base), results["cells"]
+    figure = Figure(figsize=(10.0, 1.2 + 0.3 * len(found)), layout="constrained")
     teacher = teacher_summaries(results, results["teacher"]["measures"], base)
     for axes, title in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
-        for row, name in enumerate(names):
-            _point(axes, row, summaries(results, name, base)[title], colour(results["cells"][name]["kind"]))
-        axes.axvline(1, color=colour(results["cells"][base]["kind"]), linestyle=":", linewidth=1.2)
+        for row, (name, ratios) in enumerate(found.items()):
+            _point(axes, row, ratios[title], colour(cells[name]["kind"]))
+        axes.axvline(1, color=colour(cells[base]["kind"]), linestyle=":", linewidth=1.2)
         axes.axvline(teacher[title].mean, color=colour("teacher"), linestyle="-.", linewidth=1.2)
-        axes.set_title(f"{title}\nratio to {LABELS_OF[base]}", fontsize=10)
-        axes.set_yticks(range(len(names)), [results["cells"][name]["about"] for name in names], fontsize=8)
+        axes.set_title(f"{title}\nratio to {BASES[base]}", fontsize=10)
+        axes.set_yticks(range(len(found)), [cells[name]["about"] for name in found], fontsize=8)
         axes.grid(axis="x", color="#eeeeee")
         axes.set_axisbelow(True)
         axes.invert_yaxis() if axes.get_ylim()[0] < axes.get_ylim()[1] else None

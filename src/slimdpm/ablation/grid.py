@@ -167,7 +167,7 @@ def start_cells() -> list[Cell]:
                 )
             )
     about = "spectral, first weights from the teacher, a grouped expansion, no mixing"
-    return [*cells, Cell("grouped from teacher", "start-grouped", about, settings=FROM_TEACHER, overrides=GROUPED)]
+    return [*cells, changed("grouped from teacher", "start-grouped", about, overrides=GROUPED)]
 
 
 SLIMMER = "spectral from teacher, 12x"
@@ -178,7 +178,7 @@ def pareto_cells(size: Size) -> list[Cell]:
 
     def spectral(name: str, channels: Sequence[int], **more: Any) -> Cell:
         about = f"spectral from teacher, {_channels(channels)}"
-        return Cell(name, "pareto", about, settings=FROM_TEACHER, **more)
+        return changed(name, "pareto", about, **more)
 
     cells = []
     if size.slimmer:

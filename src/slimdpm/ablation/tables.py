@@ -63,6 +63,12 @@ def summaries(results: Mapping[str, Any], name: str, base: str = BASELINE) -> di
     return {title: Summary(tuple(_ratio(a, b, title) for a, b in shared)) for title in (*ERRORS, *DISTANCES)}
 
 
+def compared(results: Mapping[str, Any], base: str = BASELINE) -> dict[str, dict[str, Summary]]:
+    """The cells' ratios to a base, by name: the changes if it is `DEFAULT`, else all others."""
+    cells = [name for name, cell in results["cells"].items() if (cell["group"] in FURTHER) == (base == DEFAULT)]
+    return {name: found for name in cells if (found := summaries(results, name, base))}
+
+
 def teacher_summaries(
     results: Mapping[str, Any], measures: Mapping[str, float], base: str = BASELINE
 ) -> dict[str, Summary]:
@@ -77,14 +83,8 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = [*ERRORS, *DISTANCES]
     headings = ["student", "M MACs", "seeds", *titles]
     table = []
-    for name, cell in results["cells"].items():
-        found = summaries(results, name)
-        if cell["group"] in FURTHER or not found:
-            continue
-        macs = next(iter(cell["seeds"].values()))["macs"] / 1e6
-        table.append(
-            [cell["about"], f"{macs:.1f}", str(len(found[titles[0]].values)), *(str(found[t]) for t in titles)]
-        )
+    for name, found in compared(results).items():
+        table.append([*_about(results["cells"][name], found), *(str(found[t]) for t in titles)])
     if BASELINE in results["cells"]:
         teacher = teacher_summaries(results, results["teacher"]["measures"])
         floor = teacher_summaries(results, results["floor"])
@@ -92,6 +92,12 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         table.append(["teacher", f"{macs:.1f}", "–", *(f"{teacher[t].mean:.3f}" for t in titles)])
         table.append(["real against real", "–", "–", *(f"{floor[t].mean:.3f}" if t in floor else "–" for t in titles)])
     return headings, table
+
+
+def _about(cell: Mapping[str, Any], found: Mapping[str, Summary]) -> list[str]:
+    """What a row begins with: the cell, its MACs in millions, and how many seeds were compared."""
+    macs = next(iter(cell["seeds"].values()))["macs"] / 1e6
+    return [cell["about"], f"{macs:.1f}", str(len(next(iter(found.values())).values))]
 
 
 # The two by two by two of the core: each factor's cells without it and with it, the other factors alike.
@@ -149,12 +155,10 @@ def effects(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """One change at a time to the default student: ratios to it, with intervals of 95 % over the seeds."""
-    table = []
-    for name, cell in results["cells"].items():
-        if cell["group"] in FURTHER and (found := summaries(results, name, DEFAULT)):
-            macs = next(iter(cell["seeds"].values()))["macs"] / 1e6
-            figures = [found[title] for title in (*ERRORS, *DISTANCES)]
-            table.append([cell["about"], f"{macs:.1f}", str(len(figures[0].values)), *map(_with_interval, figures)])
+    table = [
+        [*_about(results["cells"][name], found), *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))]
+        for name, found in compared(results, DEFAULT).items()
+    ]
     return ["change", "M MACs", "seeds", *ERRORS, *DISTANCES], table
 
 
