@@ -73,6 +73,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
         f"12 images of {image_folder} as 16x16",
         "steps          100,000 of 8 images: 1 x 2 at once, 4 times",
         "images seen    800,000, 66,666.7 epochs",
+        "losses         denoising, spatial, frequency: λ_s 2, λ_f 2, α -1, ω scaled to mean",
         "precision      fp32",
         "MB on each device, estimated",
         "conditioning   none",
@@ -127,7 +128,8 @@ def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
     assert values["memory"]["teacher"] == values["memory"]["frozen"] == 0  # its latents are kept
     values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--no-cache", "--json"))
     assert values["memory"]["teacher"] == 0 < values["memory"]["frozen"]
-    assert "losses" not in invoke(*command)
+    said = invoke(*command, "--set", "train.snr_gamma=5")
+    assert "losses" not in said and "loss           denoising by min-SNR, γ 5" in said
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
@@ -184,6 +186,16 @@ def test_every_kind_has_an_estimate(make, tmp_path):
     memory = forecast(job)["memory"]
     assert memory["frozen"] == sum(p.numel() for module in job.shell.frozen for p in module.parameters()) * 4
     assert memory["step"] > 64 * 3 * 16 * 16 * 4  # more than the images alone
+
+
+def test_kept_embeddings_spare_the_text_encoder_until_samples_are_made(tmp_path):
+    teacher = text_pipeline(tmp_path)
+    encoder, autoencoder = (sum(p.numel() for p in m.parameters()) * 4 for m in (teacher.text_encoder, teacher.vae))
+    kept, cropped, anew = (
+        forecast(plan(teacher, *settings))["memory"] for settings in ((), ("data.crop=random",), ("data.cache=false",))
+    )
+    assert (kept["frozen"], cropped["frozen"], anew["frozen"]) == (0, autoencoder, autoencoder + encoder)
+    assert kept["sampling"] == anew["sampling"] + autoencoder + encoder
 
 
 def test_kept_latents_spare_the_autoencoder_until_samples_are_made():

@@ -43,11 +43,10 @@ class Memory:
         average: the running average of the student's weights.
         buckets: gradients on their way to the other processes; 0 in a single one.
         teacher: weights.
-        frozen: weights of text encoder and class embedder; of the autoencoder, too, where latents are not kept. (A text
-            encoder whose embeddings are kept is counted all the same.)
+        frozen: weights of the class embedder; of autoencoder and text encoder where what they make is not kept.
         step: the most that activations take in a step beyond all these.
-        sampling: the most that a grid of samples takes between steps, the copy of the student and an autoencoder that
-            is not there else included; the main process's. Gradients are gone then.
+        sampling: the most that a grid of samples takes between steps, the copy of the student and the encoders that
+            are not there else included; the main process's. Gradients are gone then.
     """
 
     student: int
@@ -103,7 +102,8 @@ def estimate_memory(
         trained, averaged = _bytes(student), _bytes(unet)
         step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
         sampling = _sampling(recipe, unet, shell, guide)
-        resident = shell.encoders(latents=recipe.data.keeps_latents)
+        kept = recipe.data.cache is not False
+        resident = shell.encoders(latents=recipe.data.keeps_latents, conditions=kept)
     return Memory(
         student=trained,
         gradients=trained,

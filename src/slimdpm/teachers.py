@@ -77,9 +77,10 @@ class Shell:
         """The networks of the shell."""
         return [*([] if self.autoencoder is None else [self.autoencoder]), *self.conditioning.modules]
 
-    def encoders(self, *, latents: bool) -> list[nn.Module]:
-        """Those that training needs; with `latents` known, none for images."""
-        return self.conditioning.modules if latents else self.frozen
+    def encoders(self, *, latents: bool, conditions: bool = False) -> list[nn.Module]:
+        """Those that training needs: with `latents` known, none for images; with `conditions` kept, none for them."""
+        images = [] if latents or self.autoencoder is None else [self.autoencoder]
+        return [*images, *([] if conditions and self.conditioning.keepable else self.conditioning.modules)]
 
     @property
     def moments(self) -> tuple[str, ...]:

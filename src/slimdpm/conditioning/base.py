@@ -73,6 +73,7 @@ class Conditioning(Protocol):
         pipeline: the pipeline class that such a network needs whatever the teacher's is; None is the teacher's.
         tokens: length of the sequence that cross-attention sees.
         modules: frozen networks that encode conditions.
+        keepable: whether `kept` keeps what they make, so that training does without them.
     """
 
     @property
@@ -83,6 +84,9 @@ class Conditioning(Protocol):
 
     @property
     def modules(self) -> list[nn.Module]: ...
+
+    @property
+    def keepable(self) -> bool: ...
 
     def parts(self) -> dict[str, Any]:
         """What the pipeline is made with beside network, scheduler and autoencoder."""
@@ -145,6 +149,7 @@ class Unconditional:
     """Nothing: images are drawn from one distribution."""
 
     pipeline: str | None = None
+    keepable = False
     tokens = 77  # of no account, but for a cross-attention network's cost
 
     @property

@@ -36,6 +36,7 @@ class ClassLabels:
     embedder: nn.Module | None = None
 
     pipeline: ClassVar[str | None] = "ClassConditionalLDMPipeline"
+    keepable: ClassVar[bool] = False
     tokens: ClassVar[int] = 1
     scale: ClassVar[float] = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
 

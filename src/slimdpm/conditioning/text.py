@@ -43,6 +43,7 @@ class Text:
     """
 
     pipeline: str | None = None
+    keepable = True
 
     def __init__(self, pipeline: Any, size: int, embeddings: Embeddings | None = None):
         given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
