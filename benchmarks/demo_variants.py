@@ -28,6 +28,7 @@ from slimdpm.report import machine_facts
 from slimdpm.teachers import shell_of
 
 NO_DISTILLATION = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
+MIN_SNR = {"train.snr_gamma": 5.0}
 VARIANTS: dict[str, dict] = {
     "lite": {"lite": True},
     "wg": NO_DISTILLATION,
@@ -38,15 +39,18 @@ VARIANTS: dict[str, dict] = {
     "spectral-paper": {"distill.pairs": "auto", "distill.lambda_spatial": 0.1, "distill.lambda_freq": 0.1},
     "spectral-dense": {"student.overrides": {"wavelet_expansion": "dense"}},
     "spectral-none": {"student.overrides": {"wavelet_expansion": "none"}},
+    "lite-min-snr": {"lite": True, **MIN_SNR},
+    "spectral-min-snr": MIN_SNR,
 }
 
 
 def variant_recipe(settings: dict, seed: int, steps: int | None) -> Recipe:
     base = demo_recipe(seed, steps)
-    if "lite" in settings:
-        return lite_recipe(base, round(1.03 * plan_job(base).plan.cost.macs))
+    if settings.get("lite"):
+        base = lite_recipe(base, round(1.03 * plan_job(base).plan.cost.macs))
+    changed = {key: value for key, value in settings.items() if key != "lite"}
     values = flatten(base.model_dump(mode="json"))
-    return load_recipe(None, settings={**{k: v for k, v in values.items() if v is not None}, **settings})
+    return load_recipe(None, settings={**{k: v for k, v in values.items() if v is not None}, **changed})
 
 
 def measure(recipe: Recipe) -> dict:

@@ -29,6 +29,7 @@ DENSE_MIXED = MIXING
 UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
 STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 FROM_TEACHER = {"student.init": "teacher"}
+MIN_SNR = {"train.snr_gamma": 5.0}
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -139,7 +140,8 @@ def further_cells() -> list[Cell]:
         *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
         changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
         *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
-        changed("min-SNR", "losses", snr, {"train.snr_gamma": 5.0}),
+        changed("min-SNR", "losses", snr, MIN_SNR),
+        changed("min-SNR, lambda 10", "losses", f"{snr}, and λ = 10 each", {**MIN_SNR, **lambdas(10.0, 10.0)}),
         *(changed(name, "gating", about, overrides=overrides) for name, (about, overrides) in gating.items()),
         changed("gates fixed", "gating", fixed, {"train.freeze": ["*.gate.*"]}),
     ]
@@ -168,6 +170,12 @@ def start_cells() -> list[Cell]:
             )
     about = "spectral, first weights from the teacher, a grouped expansion, no mixing"
     return [*cells, changed("grouped from teacher", "start-grouped", about, overrides=GROUPED)]
+
+
+def weighted_cells() -> list[Cell]:
+    """Lite with the weighting that `further_cells` tries on Spectral: it is not a part of the method."""
+    about = "lite, min-SNR weighting of L_DDPM, γ = 5"
+    return [Cell("lite, min-SNR", "weighted", about, "lite", distilled=False, settings=MIN_SNR)]
 
 
 SLIMMER = "spectral from teacher, 12x"
@@ -213,16 +221,21 @@ def long_cells(size: Size) -> list[Cell]:
     steps = {"train.steps": LONGER * size.student_settings["train.steps"]}
     about = f"{LONGER} times the steps"
     channels = {"block_out_channels": list(size.slimmer or size.widths["spectral"][size.main])}
-    return [
-        Cell(LONG_LITE, "long", f"lite, {about}", "lite", distilled=False, settings=steps),
-        Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps),
-        changed(LONG_SPECTRAL, "long", f"{SLIMMER}, {about}", steps, overrides=channels),
-    ]
+    cells = [Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps)]
+    for weighting, more in (("", {}), (", min-SNR", MIN_SNR)):
+        lite, spectral = f"{LONG_LITE}{weighting}", f"{LONG_SPECTRAL}{weighting}"
+        settings = {**steps, **more}
+        cells += [
+            Cell(lite, "long", f"lite, {about}{weighting}", "lite", distilled=False, settings=settings),
+            changed(spectral, "long", f"{SLIMMER}, {about}{weighting}", settings, overrides=channels),
+        ]
+    return cells
 
 
 def cells_of(size: Size) -> list[Cell]:
     """All cells but the tuning's, the most important first."""
-    return [*core_cells(), *start_cells(), *pareto_cells(size), *wide_cells(size), *long_cells(size), *further_cells()]
+    beside = [*pareto_cells(size), *wide_cells(size), *weighted_cells(), *long_cells(size)]
+    return [*core_cells(), *start_cells(), *beside, *further_cells()]
 
 
 def recipe_of(

@@ -28,12 +28,15 @@ EXTRACTOR = "efficientnet-lite0"  # needs no download
 Measures = dict[str, float]
 
 
-def error_measures(pipeline: DiffusionPipeline, images: np.ndarray) -> Measures:
+HELD_OUT = "held-out "  # what the errors on the images for choices are called beside those of the evaluation
+
+
+def error_measures(pipeline: DiffusionPipeline, images: np.ndarray, prefix: str = "") -> Measures:
     """Mean squared errors of ε on images ``(N, H, W, C)`` uint8, one for each timestep, overall and upper half."""
     samples = to_model_range(torch.from_numpy(images).permute(0, 3, 1, 2))
     found = denoising_errors(pipeline.unet, shell_of(pipeline).process, samples)
     return {
-        f"{what} error t={t}": value
+        f"{prefix}{what} error t={t}": value
         for what, values in (("overall", found.overall), ("upper-half", found.upper))
         for t, value in zip(found.timesteps, values, strict=True)
     }

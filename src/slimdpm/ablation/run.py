@@ -30,7 +30,7 @@ from slimdpm.ablation.grid import (
     recipe_of,
     teacher_recipe,
 )
-from slimdpm.ablation.measure import EXTRACTOR, Judge, Measures, error_measures
+from slimdpm.ablation.measure import EXTRACTOR, HELD_OUT, Judge, Measures, error_measures
 from slimdpm.ablation.sizes import SIZES
 from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
@@ -169,11 +169,9 @@ class Ablation:
         pipelines = train_together(jobs, folders, self.display, ideas=ideas)
         for cell in self.display.track(missing, len(missing), "measuring", "students"):
             pipeline, job = pipelines[cell.name], jobs[cell.name]
-            measures = (
-                error_measures(pipeline, self.parts["tune"])
-                if cell.tuning
-                else self.judge.measures(f"{cell.name}-{piece.seed}", pipeline)
-            )
+            measures = error_measures(pipeline, self.parts["tune"], "" if cell.tuning else HELD_OUT)
+            if not cell.tuning:
+                measures = {**self.judge.measures(f"{cell.name}-{piece.seed}", pipeline), **measures}
             facts = {"rate": job.recipe.train.lr, "channels": list(job.plan.config["block_out_channels"])}
             write_json(self._file(cell.name, piece.seed), {**facts, **vars(job.plan.cost), "measures": measures})
 
