@@ -27,6 +27,12 @@ from slimdpm import ClassConditionalLDMPipeline, ClassEmbedder
 
 torch.set_num_threads(1)  # the tests run side by side
 
+# A run of a few seconds that takes every path: features are compared, too. Its width and steps are the test's.
+TRIAL = [
+    "distill.pairs=auto", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0", "samples.count=2",
+    "samples.steps=2", "data.workers=0",
+]  # fmt: skip
+
 TINY = {
     "sample_size": 16,
     "in_channels": 3,

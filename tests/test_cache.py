@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import latent_pipeline, launch, text_pipeline
+from conftest import TRIAL, latent_pipeline, launch, text_pipeline
 from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from rich.console import Console
@@ -32,11 +32,7 @@ from slimdpm.run import RunFolder
 from slimdpm.sources import Arrays, open_source
 from slimdpm.teachers import shell_of
 
-QUICK = [
-    "distill.pairs=auto",
-    "student.width=8", "train.steps=4", "train.batch_size=4", "train.log_every=1", "train.trackers=[]",
-    "train.sample_every=0", "samples.count=2", "samples.steps=2", "data.workers=0", "data.flip=true",
-]  # fmt: skip
+QUICK = [*TRIAL, "student.width=8", "train.steps=4", "train.log_every=1", "data.flip=true"]
 CPU = torch.device("cpu")
 ROWS = Layout(20, {"square": (2,), "cube": (1, 3)}, shard=4)
 

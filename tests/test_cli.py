@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, TRIAL
 from diffusers import DiffusionPipeline, UNet2DModel
 from typer.testing import CliRunner
 
@@ -17,17 +17,7 @@ import slimdpm
 from slimdpm import SlimdpmError
 from slimdpm.cli import app
 
-QUICK = ["--width", "8", "--steps", "2"]
-for setting in (
-    "distill.pairs=auto",
-    "train.sample_every=0",
-    "train.batch_size=4",
-    "train.trackers=[]",
-    "samples.count=2",
-    "samples.steps=2",
-    "data.workers=0",
-):
-    QUICK += ["--set", setting]
+QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
 
 
 def slimdpm_command(*arguments):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, CLASSES, TINY, TINY_CONDITION, class_pipeline, embedded_class_pipeline
+from conftest import AUTOENCODER, CLASSES, TINY, TINY_CONDITION, TRIAL, class_pipeline, embedded_class_pipeline
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,11 +27,7 @@ from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays, open_source
 from slimdpm.teachers import shell_of
 
-QUICK = [
-    "distill.pairs=auto",
-    "student.width=8", "train.steps=2", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",
-    "samples.count=2", "samples.steps=2", "data.workers=0",
-]  # fmt: skip
+QUICK = [*TRIAL, "student.width=8", "train.steps=2"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY_RESNET, embedded_class_pipeline, latent_pipeline, text_pipeline
+from conftest import AUTOENCODER, TINY_RESNET, TRIAL, embedded_class_pipeline, latent_pipeline, text_pipeline
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -22,11 +22,7 @@ from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays
 from slimdpm.unet import FixedHeadsUNet2DModel
 
-QUICK = [
-    "distill.pairs=auto",
-    "train.batch_size=4", "train.trackers=[]", "train.sample_every=0", "train.checkpoint_every=2", "samples.count=2",
-    "samples.steps=2", "data.workers=0",
-]  # fmt: skip
+QUICK = [*TRIAL, "train.checkpoint_every=2"]
 
 
 def church():

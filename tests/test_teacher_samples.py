@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import class_pipeline, embedded_class_pipeline, latent_pipeline, launch, text_pipeline
+from conftest import TRIAL, class_pipeline, embedded_class_pipeline, latent_pipeline, launch, text_pipeline
 from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -26,11 +26,7 @@ from slimdpm.job import plan_job, run_job
 from slimdpm.recipe import load_recipe
 from slimdpm.run import RunFolder
 
-QUICK = [
-    "distill.pairs=auto",
-    "student.width=8", "train.steps=3", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",
-    "samples.count=2", "samples.steps=2", "data.workers=0", "data.samples.count=10", "data.samples.steps=2",
-]  # fmt: skip
+QUICK = [*TRIAL, "student.width=8", "train.steps=3", "data.samples.count=10", "data.samples.steps=2"]
 CPU = torch.device("cpu")
 MAKERS = [
     lambda: latent_pipeline(VQModel),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import text_pipeline, xl_pipeline
+from conftest import TRIAL, text_pipeline, xl_pipeline
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, PNDMScheduler
 from safetensors.torch import load_file
 
@@ -22,11 +22,7 @@ from slimdpm.teachers import shell_of
 
 pytest.importorskip("transformers")
 
-QUICK = [
-    "distill.pairs=auto",
-    "student.width=8", "train.steps=2", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0",
-    "samples.count=2", "samples.steps=2", "data.workers=0",
-]  # fmt: skip
+QUICK = [*TRIAL, "student.width=8", "train.steps=2"]
 PROMPTS = ["a dress", "boots", "a coat of a man in the rain"]  # the last one is longer than the encoder takes
 V = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}
 

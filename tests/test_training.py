@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, TRIAL
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
@@ -25,10 +25,9 @@ from slimdpm.recipe import load_recipe
 from slimdpm.run import RunFolder
 
 QUICK = [
-    "distill.pairs=auto",
-    "student.width=8", "student.overrides={dropout: 0.1}", "train.steps=6", "train.batch_size=4", "train.warmup=3",
-    "train.ema=0.9", "train.checkpoint_every=3", "train.log_every=2", "train.trackers=[]", "train.keep=3",
-    "train.sample_every=0", "data.workers=0", "data.flip=true", "samples.count=2", "samples.steps=2",
+    *TRIAL,
+    "student.width=8", "student.overrides={dropout: 0.1}", "train.steps=6", "train.warmup=3", "train.ema=0.9",
+    "train.checkpoint_every=3", "train.log_every=2", "train.keep=3", "data.flip=true",
 ]  # fmt: skip
 
 
