@@ -292,6 +292,14 @@ def test_a_change_is_beside_the_default_student_of_the_same_seed():
     low, high = tables.Summary((1.5, 0.5)).interval
     assert line[:3] == ["α = 0", "2.0", "2"]
     assert line[headings.index("Fréchet")] == f"1.000 ({low:.3f} to {high:.3f})"
+    held_out = headings.index("error of ε, held out")
+    assert line[held_out] == "–"
+
+    for name, errors in ((grid.DEFAULT, (1.0, 10.0)), ("alpha 0", (0.5, 15.0))):
+        for cell in cells[name]["seeds"].values():
+            cell["measures"] |= {f"held-out overall error t={t}": e for t, e in zip((50, 700), errors, strict=True)}
+    (line,) = tables.changes(results)[1]
+    assert line[held_out] == "1.000 (1.000 to 1.000)"  # 0.5 and 1.5
 
 
 def test_a_cell_that_repeats_another_is_not_run(tiny, tmp_path):

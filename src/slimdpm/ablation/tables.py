@@ -10,13 +10,14 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from slimdpm.ablation.grid import DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER
-from slimdpm.ablation.measure import mean_error
+from slimdpm.ablation.measure import HELD_OUT, mean_error
 
 BASELINE = "lite"
 LEVEL = 0.95
 
 # What a table's columns are: title, and whether the figure is the ratio to Lite of the same seed.
 ERRORS = {"error of ε": "overall", "upper half": "upper-half"}
+HELD_OUT_ERRORS = {"error of ε, held out": f"{HELD_OUT}overall"}  # of the images for choices
 DISTANCES = {
     "kernel distance": "kernel distance",
     "Fréchet": "Fréchet distance",
@@ -55,12 +56,17 @@ class Summary:
 
 
 def summaries(results: Mapping[str, Any], name: str, base: str = BASELINE) -> dict[str, Summary]:
-    """A cell's ratios to Lite, or another, of the same seed, by column; empty if no seed has both."""
+    """A cell's ratios to Lite, or another, of the same seed, by column; empty if no seed has both.
+
+    Those on the held-out images are there if each of these seeds has them.
+    """
     cell, baseline = results["cells"][name]["seeds"], results["cells"].get(base, {"seeds": {}})["seeds"]
     shared = [(cell[seed]["measures"], baseline[seed]["measures"]) for seed in cell if seed in baseline]
     if not shared:
         return {}
-    return {title: Summary(tuple(_ratio(a, b, title) for a, b in shared)) for title in (*ERRORS, *DISTANCES)}
+    held_out = all(any(key.startswith(HELD_OUT) for key in measures) for pair in shared for measures in pair)
+    titles = (*ERRORS, *DISTANCES, *(HELD_OUT_ERRORS if held_out else ()))
+    return {title: Summary(tuple(_ratio(a, b, title) for a, b in shared)) for title in titles}
 
 
 def compared(results: Mapping[str, Any], base: str = BASELINE) -> dict[str, dict[str, Summary]]:
@@ -154,12 +160,16 @@ def effects(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """One change at a time to the default student: ratios to it, with intervals of 95 % over the seeds."""
+    """One change at a time to the student that the grid starts from: ratios to it, 95 % intervals over the seeds.
+
+    The error on the held-out images comes first: it is what may be chosen by.
+    """
+    titles = (*HELD_OUT_ERRORS, *ERRORS, *DISTANCES)
     table = [
-        [*_about(results["cells"][name], found), *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))]
+        [*_about(results["cells"][name], found), *(_with_interval(found[t]) if t in found else "–" for t in titles)]
         for name, found in compared(results, DEFAULT).items()
     ]
-    return ["change", "M MACs", "seeds", *ERRORS, *DISTANCES], table
+    return ["change", "M MACs", "seeds", *titles], table
 
 
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -182,8 +192,8 @@ def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _ratio(measures: Mapping[str, float], baseline: Mapping[str, float], title: str) -> float:
-    if title in ERRORS:
-        return mean_error(measures, baseline, ERRORS[title])
+    if what := {**ERRORS, **HELD_OUT_ERRORS}.get(title):
+        return mean_error(measures, baseline, what)
     return measures[DISTANCES[title]] / baseline[DISTANCES[title]]
 
 
