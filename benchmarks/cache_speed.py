@@ -74,6 +74,7 @@ def recipe_of(photos: Path, steps: int, batch: int) -> Recipe:
         "distill.pairs": "auto",
         "distill.lambda_spatial": 0.1,
         "distill.lambda_freq": 0.1,
+        "train.snr_gamma": "none",  # as when it ran
         "train.steps": steps,
         "train.batch_size": batch,
         "train.log_every": 1,

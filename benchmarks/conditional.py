@@ -103,6 +103,7 @@ STUDENT = {
     "train.warmup": 50,
     "train.ema": 0.99,
     "train.checkpoint_every": 250,
+    "train.snr_gamma": "none",  # as when it ran
 }
 SPECTRAL = {"student.init": "teacher", "student.overrides": DENSE_MIXED, **lambdas(2.0, 2.0)}  # as the ablation chose
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, class_pipeline, embedded_class_pipeline, latent_pipeline, text_pipeline
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
@@ -73,7 +73,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
         f"12 images of {image_folder} as 16x16",
         "steps          100,000 of 8 images: 1 x 2 at once, 4 times",
         "images seen    800,000, 66,666.7 epochs",
-        "losses         denoising, spatial, frequency: λ_s 2, λ_f 2, α -1, ω scaled to mean",
+        "losses         denoising by min-SNR, γ 5, spatial, frequency: λ_s 2, λ_f 2, α -1, ω scaled to mean",
         "precision      fp32",
         "MB on each device, estimated",
         "conditioning   none",
@@ -89,6 +89,14 @@ def test_the_plan_without_weights_is_the_plan_with_them(teacher_folder, outline_
     ]
     assert jobs[0].plan == jobs[1].plan and jobs[0].pairs == jobs[1].pairs
     assert jobs[1].teacher.unet.device.type == "meta" and jobs[0].teacher.unet.device.type == "cpu"
+
+
+def test_timesteps_weigh_by_min_snr_when_slimming_unless_the_recipe_says_else():
+    def gamma(*settings, task="slim"):
+        return plan(DDPMPipeline(UNet2DModel(**TINY), DDPMScheduler()), *settings, task=task).recipe.train.snr_gamma
+
+    assert (gamma(), gamma(task="train")) == (5.0, "none")
+    assert (gamma("train.snr_gamma=none"), gamma("train.snr_gamma=3", task="train")) == ("none", 3.0)
 
 
 def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypatch):
@@ -128,8 +136,8 @@ def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
     assert values["memory"]["teacher"] == values["memory"]["frozen"] == 0  # its latents are kept
     values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--no-cache", "--json"))
     assert values["memory"]["teacher"] == 0 < values["memory"]["frozen"]
-    said = invoke(*command, "--set", "train.snr_gamma=5")
-    assert "losses" not in said and "loss           denoising by min-SNR, γ 5" in said
+    said = invoke(*command)
+    assert "losses" not in said and "loss           denoising\n" in said
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ def test_defaults_are_what_the_ablation_chose():
     recipe = validate(DATA)
     assert (recipe.distill.lambda_spatial, recipe.distill.lambda_freq, recipe.distill.alpha) == (2.0, 2.0, -1.0)
     assert recipe.distill.weight_scaling == "mean" and recipe.distill.pairs == "none"
-    assert recipe.train.snr_gamma is None
 
 
-def test_gamma_of_min_snr_must_be_positive():
-    assert load_recipe(None, ["train.snr_gamma=5"], values=DATA).train.snr_gamma == 5
-    with pytest.raises(SlimdpmError, match="train.snr_gamma"):
-        load_recipe(None, ["train.snr_gamma=0"], values=DATA)
+def test_gamma_of_min_snr_is_positive_or_none():
+    assert load_recipe(None, ["train.snr_gamma=3"], values=DATA).train.snr_gamma == 3
+    assert load_recipe(None, ["train.snr_gamma=none"], values=DATA).train.snr_gamma == "none"
+    for wrong in ("0", "never", "[5]"):
+        with pytest.raises(SlimdpmError, match=r"^recipe: train\.snr_gamma: input should be"):
+            load_recipe(None, [f"train.snr_gamma={wrong}"], values=DATA)
 
 
 def test_file_options_and_assignments_in_this_order(tmp_path):

@@ -37,10 +37,16 @@ def demo_recipe(seed: int = 0, steps: int | None = None) -> Recipe:
     return load_recipe(ASSETS / "demo.yaml", values=values)
 
 
-def lite_recipe(recipe: Recipe, macs: int) -> Recipe:
-    """The baseline of a student: a plain U-Net of its MACs, trained on the images alone for as many steps."""
-    budget = {"kind": "lite", "ratio": None, "max_macs": float(macs)}
-    return recipe.model_copy(update={"task": "train", "student": recipe.student.model_copy(update=budget)})
+def lite_recipe(recipe: Recipe) -> Recipe:
+    """The baseline: a plain U-Net of the same budget, from random weights, trained plainly for as many steps."""
+    student = {"kind": "lite", "init": "random"}
+    return recipe.model_copy(
+        update={
+            "task": "train",
+            "student": recipe.student.model_copy(update=student),
+            "train": recipe.train.model_copy(update={"snr_gamma": "none"}),
+        }
+    )
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
@@ -58,7 +64,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     display = display or Display()
     recipe = demo_recipe(seed, steps)
     spectral = plan_job(recipe)
-    lite = plan_job(lite_recipe(recipe, round(1.03 * spectral.plan.cost.macs)))
+    lite = plan_job(lite_recipe(recipe))
     pipelines = {
         "lite": run_job(lite, folder / "lite", display, report=False),
         "spectral": run_job(spectral, folder / "spectral", display, report=False),

@@ -42,10 +42,9 @@ class LossSettings:
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> LossSettings:
         """Those of a run."""
-        d = recipe.distill
-        return cls(
-            d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=recipe.train.snr_gamma
-        )
+        d, gamma = recipe.distill, recipe.train.snr_gamma
+        gamma = None if gamma == "none" else gamma
+        return cls(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=gamma)
 
 
 class TappedStudent(nn.Module):

@@ -128,7 +128,8 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "images seen", f"{shares['images_seen']:,}, {shares['epochs']:,.1f} epochs"
     yield "optimiser", f"AdamW, lr {train['lr']:g} {train['schedule']}, {train['warmup']} steps of warm-up"
     yield "", f"running average {train['ema']:g}, gradients clipped to {train['clip']}"
-    denoising = "denoising" + (f" by min-SNR, γ {train['snr_gamma']:g}" if train["snr_gamma"] else "")
+    gamma = train["snr_gamma"]
+    denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")
     if recipe["task"] == "slim":
         weights = f"λ_s {distill['lambda_spatial']:g}, λ_f {distill['lambda_freq']:g}, α {distill['alpha']:g}"
         yield "losses", f"{denoising}, spatial, frequency: {weights}, ω scaled to {distill['weight_scaling']}"

@@ -30,6 +30,7 @@ from slimdpm.teachers import Shell, Teacher, load_teacher, new_shell
 from slimdpm.training import Trainer
 
 DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
+DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,12 @@ def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
     overrides = {**mixing, **student.overrides}
     size = recipe.data.size or shell.image_size
     resolved = {"kind": kind, "ratio": ratio, "init": init, "overrides": overrides}
+    gamma = recipe.train.snr_gamma or (DEFAULT_GAMMA if recipe.task == "slim" else "none")
     return recipe.model_copy(
         update={
             "student": student.model_copy(update=resolved),
             "data": recipe.data.model_copy(update={"size": size}),
+            "train": recipe.train.model_copy(update={"snr_gamma": gamma}),
         }
     )
 

@@ -154,7 +154,8 @@ class TrainRecipe(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0)  # norm of the gradient
-    snr_gamma: float | None = Field(None, gt=0)  # γ of min-SNR weighting of L_DDPM
+    # γ of min-SNR weighting of L_DDPM; by default 5 for slim, as the ablation chose, none for train
+    snr_gamma: Literal["none"] | Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float = Field(0.9999, ge=0, lt=1)
     freeze: list[str] = []  # parameters of the student that stay as they start, by patterns such as "*.gate.*"
@@ -247,9 +248,12 @@ def validate(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
+        problems: dict[tuple[str, ...], list[Any]] = {}  # a union has one for each of its members
+        for problem in error.errors():
+            problems.setdefault(tuple(_place(problem["loc"])), []).append(problem)
+        place, first = next(iter(problems.items()))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise SlimdpmError(f"recipe: {_describe(problems[0])}{more}") from None
+        raise SlimdpmError(f"recipe: {_describe(place, first)}{more}") from None
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -306,10 +310,21 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in one line."""
-    place = [str(part) for part in problem["loc"] if isinstance(part, int) or "[" not in str(part)]
-    key = ".".join(place)
+def _place(loc: Sequence[str | int]) -> list[str]:
+    """Where a problem is: keys, and positions in lists, without pydantic's names for the members of a union."""
+    place: list[str] = []
+    section: Any = Recipe
+    for part in loc:
+        known = isinstance(section, type) and issubclass(section, BaseModel)
+        if known or isinstance(part, int):
+            place.append(str(part))
+        section = section.model_fields[part].annotation if known and part in section.model_fields else None
+    return place
+
+
+def _describe(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
+    """All of pydantic's errors about one key in one line."""
+    key, problem = ".".join(place), problems[0]
     if problem["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in place[:-1]:
@@ -320,7 +335,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         hint = ": the images, a folder, an .npz or .npy, hf:NAME, or teacher" if key in ("data", "data.path") else ""
         return f"{key} is missing{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    messages = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in problems)
+    first, *others = messages
+    message = " or ".join([first[0].lower() + first[1:], *(other.removeprefix("Input should be ") for other in others)])
     got = problem["input"]
     return f"{key}: {message}" + ("" if isinstance(got, (dict, list)) else f", got {got!r}")
