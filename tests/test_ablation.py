@@ -286,7 +286,7 @@ def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():
 def test_a_change_is_beside_the_default_student_of_the_same_seed():
     results = results_of([1.0, 1.0], [2.0, 4.0])
     cells = results["cells"]
-    cells[grid.DEFAULT] = cells.pop("spectral")
+    cells[grid.CHANGED] = cells.pop("spectral")
     cells["alpha 0"] = {**results_of([3.0, 2.0], [1.0])["cells"]["lite"], "group": "omega", "about": "α = 0"}
     headings, (line,) = tables.changes(results)
     low, high = tables.Summary((1.5, 0.5)).interval
@@ -295,7 +295,7 @@ def test_a_change_is_beside_the_default_student_of_the_same_seed():
     held_out = headings.index("error of ε, held out")
     assert line[held_out] == "–"
 
-    for name, errors in ((grid.DEFAULT, (1.0, 10.0)), ("alpha 0", (0.5, 15.0))):
+    for name, errors in ((grid.CHANGED, (1.0, 10.0)), ("alpha 0", (0.5, 15.0))):
         for cell in cells[name]["seeds"].values():
             cell["measures"] |= {f"held-out overall error t={t}": e for t, e in zip((50, 700), errors, strict=True)}
     (line,) = tables.changes(results)[1]
@@ -314,7 +314,7 @@ def test_the_pictures_are_drawn(tmp_path):
     results = results_of([2.0, 3.0], [1.0, 1.5])
     results["latency"] = {"lite": 0.004, "spectral": 0.005}
     cells = results["cells"]
-    cells[grid.DEFAULT], cells["alpha 0"] = cells["spectral"], {**cells["lite"], "group": "omega"}
+    cells[grid.CHANGED], cells["alpha 0"] = cells["spectral"], {**cells["lite"], "group": "omega"}
     drawn = {"cells": figures.cells_figure, "changes": figures.changes_figure, "pareto": figures.pareto_figure}
     for name, draw in drawn.items():
         draw(results, tmp_path / f"{name}.png")

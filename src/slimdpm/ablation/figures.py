@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slimdpm.ablation.grid import DEFAULT
+from slimdpm.ablation.grid import CHANGED
 from slimdpm.ablation.tables import BASELINE, Summary, compared, teacher_summaries
 from slimdpm.figures import colour
 from slimdpm.files import atomic_file
@@ -18,7 +18,7 @@ from slimdpm.images import grid
 from slimdpm.results import save_picture
 
 SHOWN = ("error of ε", "upper half", "kernel distance")
-BASES = {BASELINE: "Lite", DEFAULT: "the default"}
+BASES = {BASELINE: "Lite", CHANGED: "Spectral from the teacher"}
 LABELS = {"lite": "Lite", "spectral": "Spectral, from the teacher's weights"}
 PARETO = ("kernel distance", "Fréchet distance", "upper-half error, dB")
 
@@ -29,9 +29,9 @@ def cells_figure(results: Mapping[str, Any], path: Path) -> None:
 
 
 def changes_figure(results: Mapping[str, Any], path: Path) -> None:
-    """The same for the changes to the default student, as ratios to it; nothing is written if there are none."""
-    if compared(results, DEFAULT):
-        _rows_figure(results, DEFAULT, path)
+    """The same for the changes to Spectral from the teacher's weights; nothing is written if there are none."""
+    if compared(results, CHANGED):
+        _rows_figure(results, CHANGED, path)
 
 
 def _rows_figure(results: Mapping[str, Any], base: str, path: Path) -> None:
@@ -64,7 +64,7 @@ def pareto_figure(results: Mapping[str, Any], path: Path) -> None:
 
     Spectral starts from the teacher's weights; its network is that of the grid's Spectral, and so is its latency.
     """
-    names = {"lite": [BASELINE], "spectral": [DEFAULT]}
+    names = {"lite": [BASELINE], "spectral": [CHANGED]}
     for name in results["cells"]:
         kind, _, width = name.partition(" width ")
         if width and kind in names:

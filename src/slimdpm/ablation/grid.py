@@ -103,8 +103,10 @@ def core_cells() -> list[Cell]:
     return cells
 
 
-FURTHER = ("rate", "omega", "losses", "gating", "features", "ideas")  # groups of changes to `DEFAULT`
-DEFAULT = "spectral from teacher"  # what `slimdpm.slim` makes by default, but for min-SNR, which won among its changes
+FURTHER = ("rate", "omega", "losses", "gating", "features", "ideas")  # groups of changes to `CHANGED`
+CHANGED = "spectral from teacher"
+WEIGHED = ", min-SNR"
+DEFAULT = f"{CHANGED}{WEIGHED}"  # what `slimdpm.slim` makes by default, since it won among the changes
 
 
 def further_cells() -> list[Cell]:
@@ -140,7 +142,7 @@ def further_cells() -> list[Cell]:
         *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
         changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
         *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
-        changed("min-SNR", "losses", snr, MIN_SNR),
+        changed(DEFAULT, "losses", snr, MIN_SNR),
         changed("min-SNR, lambda 10", "losses", f"{snr}, and λ = 10 each", {**MIN_SNR, **lambdas(10.0, 10.0)}),
         *(changed(name, "gating", about, overrides=overrides) for name, (about, overrides) in gating.items()),
         changed("gates fixed", "gating", fixed, {"train.freeze": ["*.gate.*"]}),
@@ -175,7 +177,7 @@ def start_cells() -> list[Cell]:
 def weighted_cells() -> list[Cell]:
     """Lite with the weighting that `further_cells` tries on Spectral: it is not a part of the method."""
     about = "lite, min-SNR weighting of L_DDPM, γ = 5"
-    return [Cell("lite, min-SNR", "weighted", about, "lite", distilled=False, settings=MIN_SNR)]
+    return [Cell(f"lite{WEIGHED}", "weighted", about, "lite", distilled=False, settings=MIN_SNR)]
 
 
 SLIMMER = "spectral from teacher, 12x"
@@ -222,7 +224,7 @@ def long_cells(size: Size) -> list[Cell]:
     about = f"{LONGER} times the steps"
     channels = {"block_out_channels": list(size.slimmer or size.widths["spectral"][size.main])}
     cells = [Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps)]
-    for weighting, more in (("", {}), (", min-SNR", MIN_SNR)):
+    for weighting, more in (("", {}), (WEIGHED, MIN_SNR)):
         lite, spectral = f"{LONG_LITE}{weighting}", f"{LONG_SPECTRAL}{weighting}"
         settings = {**steps, **more}
         cells += [

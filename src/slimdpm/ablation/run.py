@@ -21,7 +21,12 @@ from slimdpm.ablation.choices import Choices, stages
 from slimdpm.ablation.data import prepare_parts
 from slimdpm.ablation.figures import cells_figure, changes_figure, pareto_figure, samples_figure
 from slimdpm.ablation.grid import (
+    CHANGED,
+    DEFAULT,
+    LONG_LITE,
+    LONG_SPECTRAL,
     SEEDS,
+    WEIGHED,
     Cell,
     Idea,
     cells_of,
@@ -46,7 +51,7 @@ from slimdpm.sharing import share
 from slimdpm.teachers import load_pipeline
 
 TOGETHER = 9  # cells at most that share one run of the teacher
-SHOWN_CELLS = ("lite", "spatial + frequency", "gating", "spectral", "lite from teacher", "spectral from teacher")
+SHOWN_CELLS = ("lite", "spectral", CHANGED, DEFAULT, LONG_LITE, f"{LONG_SPECTRAL}{WEIGHED}")
 SHOWN = 16  # samples of each network in a picture
 
 
@@ -191,24 +196,24 @@ class Ablation:
     def _measured(self, candidate: Cell) -> Measures:
         return json.loads(self._file(candidate.name, self.seeds[0]).read_text())["measures"]
 
-    def pictures(self, folder: Path, name: str) -> None:
-        """Write the figures of what is measured so far: ``NAME_cells.png``, ``_changes``, ``_pareto`` and ``_samples``.
+    def pictures(self, folder: Path, title: str) -> None:
+        """Write figures of what is measured so far: ``TITLE_cells.png``, ``_changes``, ``_pareto`` and ``_samples``.
 
         The rows of the last: real images, the teacher, and `SHOWN_CELLS` of the first seed as far as they are there.
         """
         results = self.results()
-        cells_figure(results, folder / f"{name}_cells.png")
-        changes_figure(results, folder / f"{name}_changes.png")
-        pareto_figure(results, folder / f"{name}_pareto.png")
+        cells_figure(results, folder / f"{title}_cells.png")
+        changes_figure(results, folder / f"{title}_changes.png")
+        pareto_figure(results, folder / f"{title}_pareto.png")
         networks = {"teacher": load_pipeline(self.teacher)}
-        for cell in self.cells:
-            student = self.student(cell.name, self.seeds[0])
-            if cell.name in SHOWN_CELLS and student.exists():
-                networks[f"{cell.name}-{self.seeds[0]}"] = load_pipeline(student)
+        for name in SHOWN_CELLS:
+            student = self.student(name, self.seeds[0])
+            if student.exists():
+                networks[f"{name}-{self.seeds[0]}"] = load_pipeline(student)
         made = [self.judge.samples(label, pipeline, SHOWN) for label, pipeline in networks.items()]
         samples_figure(
             [self.parts["evaluation"][:: len(self.parts["evaluation"]) // SHOWN][:SHOWN], *made],
-            folder / f"{name}_samples.png",
+            folder / f"{title}_samples.png",
         )
 
     def measure_latency(self) -> None:

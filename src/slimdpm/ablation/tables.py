@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from slimdpm.ablation.grid import DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER
+from slimdpm.ablation.grid import CHANGED, DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER, WEIGHED
 from slimdpm.ablation.measure import HELD_OUT, mean_error
 
 BASELINE = "lite"
@@ -70,8 +70,8 @@ def summaries(results: Mapping[str, Any], name: str, base: str = BASELINE) -> di
 
 
 def compared(results: Mapping[str, Any], base: str = BASELINE) -> dict[str, dict[str, Summary]]:
-    """The cells' ratios to a base, by name: the changes if it is `DEFAULT`, else all others."""
-    cells = [name for name, cell in results["cells"].items() if (cell["group"] in FURTHER) == (base == DEFAULT)]
+    """The cells' ratios to a base, by name: the changes if it is `CHANGED`, else all others."""
+    cells = [name for name, cell in results["cells"].items() if (cell["group"] in FURTHER) == (base == CHANGED)]
     return {name: found for name in cells if (found := summaries(results, name, base))}
 
 
@@ -167,20 +167,27 @@ def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = (*HELD_OUT_ERRORS, *ERRORS, *DISTANCES)
     table = [
         [*_about(results["cells"][name], found), *(_with_interval(found[t]) if t in found else "–" for t in titles)]
-        for name, found in compared(results, DEFAULT).items()
+        for name, found in compared(results, CHANGED).items()
     ]
     return ["change", "M MACs", "seeds", *titles], table
 
 
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The claims in a few lines: students over Lite, and over the teacher, with intervals of 95 % over the seeds."""
-    spectral = ("spectral", DEFAULT, SLIMMER)
-    pairs = [*((name, BASELINE) for name in spectral), (LONG_SPECTRAL, LONG_LITE)]
+    spectral = ("spectral", CHANGED, DEFAULT, SLIMMER)
+    weighed_lite, weighed_spectral = f"{LONG_LITE}{WEIGHED}", f"{LONG_SPECTRAL}{WEIGHED}"
+    long = (LONG_LITE, LONG_SPECTRAL, weighed_lite, weighed_spectral)
+    pairs = [
+        *((name, BASELINE) for name in spectral),
+        (DEFAULT, f"{BASELINE}{WEIGHED}"),
+        *((name, LONG_LITE) for name in (LONG_SPECTRAL, weighed_spectral)),
+        (weighed_spectral, weighed_lite),
+    ]
     lines = []
     for name, base in pairs:
         if found := summaries(results, name, base) if name in results["cells"] else {}:
             lines.append([f"{name} ÷ {base}", *(_with_interval(found[title]) for title in (*ERRORS, *DISTANCES))])
-    for name in (BASELINE, *spectral, LONG_LITE, LONG_SPECTRAL):
+    for name in (BASELINE, *spectral, *long):
         if name in results["cells"]:
             seeds = results["cells"][name]["seeds"].values()
             over = [
