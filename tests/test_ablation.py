@@ -77,7 +77,7 @@ def test_the_teacher_runs_once_for_a_batch():
     calls = []
 
     class Counted(torch.nn.Module):
-        def forward(self, x, t):
+        def forward(self, x, t, **conditions):
             calls.append(1)
             return x * 2
 
@@ -88,6 +88,12 @@ def test_the_teacher_runs_once_for_a_batch():
     assert torch.equal(network(x + 1, t), (x + 1) * 2) and len(calls) == 2
     network(x + 1, t + 1)
     assert len(calls) == 3
+    condition = {"added": {"text": torch.ones(2)}}
+    for _ in range(2):
+        network(x + 1, t + 1, **condition, return_dict=False)
+    assert len(calls) == 4
+    network(x + 1, t + 1, added={"text": torch.zeros(2)}, return_dict=False)
+    assert len(calls) == 5
 
 
 def test_frozen_parameters_stay_and_the_others_move(teacher_folder, image_folder, tmp_path):
