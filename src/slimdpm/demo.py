@@ -122,7 +122,7 @@ def _report(job: Job, entries: list[Entry], folder: Path) -> Report:
     recipe = job.recipe
     return Report(
         title="slimdpm demo",
-        summary=f"A {job.plan.ratio:.1f} times cheaper student beside a Lite of equal cost and equal training.",
+        summary=f"A student with {job.plan.ratio:.1f} times fewer MACs beside a Lite of equal cost and as many steps.",
         entries=entries,
         real=demo_source("held-out").images,
         facts={
