@@ -289,7 +289,23 @@ def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():
     assert str(summary) == "0.500"
 
 
-def test_a_change_is_beside_the_default_student_of_the_same_seed():
+def test_headlines_set_long_training_beside_a_lite_trained_as_long():
+    results = results_of([2.0, 4.0], [1.0, 1.0])
+    cells = results["cells"]
+    spectral, lite = f"{grid.LONG_SPECTRAL}{grid.WEIGHED}", f"{grid.LONG_LITE}{grid.WEIGHED}"
+    cells |= {grid.LONG_LITE: cells["lite"], lite: cells["spectral"], spectral: cells["spectral"]}
+    headings, lines = tables.headlines(results)
+    found = {name: dict(zip(headings[1:], line, strict=True)) for name, *line in lines}
+    assert [name for name in found if "long" in name and not name.endswith("÷ teacher")] == [
+        f"{spectral} ÷ {grid.LONG_LITE}",
+        f"{spectral} ÷ {lite}",
+    ]
+    ratio, reach = tables.Summary((0.5, 0.25)), tables.Summary((0.5, 0.25)).interval
+    assert found[f"{spectral} ÷ {grid.LONG_LITE}"]["Fréchet"] == f"{ratio.mean:.3f} ({reach[0]:.3f} to {reach[1]:.3f})"
+    assert found[f"{spectral} ÷ {lite}"]["Fréchet"] == "1.000 (1.000 to 1.000)"
+
+
+def test_a_change_is_beside_the_student_that_it_changes_with_the_same_seed():
     results = results_of([1.0, 1.0], [2.0, 4.0])
     cells = results["cells"]
     cells[grid.CHANGED] = cells.pop("spectral")
