@@ -18,7 +18,7 @@ from slimdpm.images import grid
 from slimdpm.results import save_picture
 
 SHOWN = ("error of ε", "upper half", "kernel distance")
-BASES = {BASELINE: "Lite", CHANGED: "Spectral from the teacher"}
+BASES = {BASELINE: "Lite", CHANGED: "Spectral"}
 LABELS = {"lite": "Lite", "spectral": "Spectral, from the teacher's weights"}
 PARETO = ("kernel distance", "Fréchet distance", "upper-half error, dB")
 
