@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from ablation import kept_teacher
 
-from slimdpm.ablation.grid import CHANGED, LONG_LITE, LONG_SPECTRAL, WEIGHED
+from slimdpm.ablation.grid import CHANGED, LONG_LITE, LONG_SPECTRAL, weighed
 from slimdpm.ablation.measure import Judge
 from slimdpm.ablation.run import Ablation
 from slimdpm.ablation.tables import markdown
@@ -26,11 +26,11 @@ from slimdpm.report import machine_facts
 
 STEPS = (20, 60)
 COUNT = 256
-# And what each is beside.
+# Each network, and what it is beside.
 CELLS = {
     "lite": "lite",
     CHANGED: "lite",
-    **dict.fromkeys([LONG_LITE, LONG_SPECTRAL, f"{LONG_SPECTRAL}{WEIGHED}"], LONG_LITE),
+    **dict.fromkeys([LONG_LITE, LONG_SPECTRAL, weighed(LONG_SPECTRAL)], LONG_LITE),
 }
 MEASURES = ("kernel distance", "Fréchet distance", "log-spectral distance, dB", "upper-half error, dB")
 

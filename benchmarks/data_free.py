@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from demo_variants import measure, variant_recipe
+from demo_variants import VARIANTS, measure, variant_recipe
 from rich.console import Console
 
 from slimdpm.cache.samples import Samples, prepare_samples
@@ -43,7 +43,7 @@ def recipes(seed: int, steps: int | None, count: int, work: Path) -> dict[str, R
             **{f"data.samples.{key}": value for key, value in samples.items()},
         },
     }
-    return {arm: variant_recipe(settings, seed, steps) for arm, settings in data.items()}
+    return {arm: variant_recipe({**VARIANTS["spectral"], **settings}, seed, steps) for arm, settings in data.items()}
 
 
 def _few(work: Path, count: int) -> Path:

@@ -3,9 +3,9 @@
     python benchmarks/demo_variants.py --seeds 3 --output benchmarks/results/demo_variants.json
 
 The variant *default* is the demo's recipe; every other one starts from random weights, weighs all timesteps alike, and
-has the settings listed in VARIANTS. The figure is the error of ε on the demo's
-held-out crops, over the Lite baseline's of the same seed: below 1 is better than Lite. A result that is there already
-is not made again, so the script can be stopped and started; one variant takes one to three minutes on two cores.
+has the settings listed in OTHERS. The figure is the error of ε on the demo's held-out crops, over the Lite baseline's
+of the same seed: below 1 is better than Lite. A result that is there already is not made again, so the script can be
+stopped and started; one variant takes one to three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from slimdpm.ablation.grid import MIN_SNR, NO_TEACHER
 from slimdpm.data import to_model_range
 from slimdpm.demo import demo_recipe, lite_recipe
 from slimdpm.demo_data import demo_source
@@ -29,32 +30,30 @@ from slimdpm.report import machine_facts
 from slimdpm.teachers import shell_of
 
 PLAIN = {"student.init": "random", "train.snr_gamma": "none"}
-NO_DISTILLATION = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
-MIN_SNR = {"train.snr_gamma": 5.0}
 EPSILON = {"student.prediction": "epsilon"}  # of a teacher that predicts v
-VARIANTS: dict[str, dict] = {
+OTHERS: dict[str, dict] = {
     "lite": {"lite": True},
-    "wg": NO_DISTILLATION,
-    "wg-dense": {**NO_DISTILLATION, "student.overrides": {"wavelet_expansion": "dense"}},
-    "wg-none": {**NO_DISTILLATION, "student.overrides": {"wavelet_expansion": "none"}},
-    "wg-equal": {**NO_DISTILLATION, "student.overrides": {"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}},
+    "wg": NO_TEACHER,
+    "wg-dense": {**NO_TEACHER, "student.overrides": {"wavelet_expansion": "dense"}},
+    "wg-none": {**NO_TEACHER, "student.overrides": {"wavelet_expansion": "none"}},
+    "wg-equal": {**NO_TEACHER, "student.overrides": {"wavelet_gate_init": [0.5, 0.5, 0.5, 0.5]}},
     "spectral": {},
     "spectral-paper": {"distill.pairs": "auto", "distill.lambda_spatial": 0.1, "distill.lambda_freq": 0.1},
     "spectral-dense": {"student.overrides": {"wavelet_expansion": "dense"}},
     "spectral-none": {"student.overrides": {"wavelet_expansion": "none"}},
-    "default": {"student.init": "teacher", **MIN_SNR},
     "lite-min-snr": {"lite": True, **MIN_SNR},
     "spectral-min-snr": MIN_SNR,
     "spectral-epsilon": EPSILON,
     "spectral-epsilon-min-snr": {**EPSILON, **MIN_SNR},
 }
+VARIANTS: dict[str, dict] = {"default": {}, **{name: {**PLAIN, **settings} for name, settings in OTHERS.items()}}
 
 
 def variant_recipe(settings: dict, seed: int, steps: int | None) -> Recipe:
     base = demo_recipe(seed, steps)
     if settings.get("lite"):
         base = lite_recipe(base)
-    changed = {**PLAIN, **{key: value for key, value in settings.items() if key != "lite"}}
+    changed = {key: value for key, value in settings.items() if key != "lite"}
     values = flatten(base.model_dump(mode="json"))
     return load_recipe(None, settings={**{k: v for k, v in values.items() if v is not None}, **changed})
 

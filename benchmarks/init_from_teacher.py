@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_variants import measure, variant_recipe
+from demo_variants import VARIANTS, measure, variant_recipe
 
 from slimdpm.data import to_model_range
 from slimdpm.demo_data import demo_source
@@ -27,12 +27,12 @@ from slimdpm.profile import build
 from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts
 
-NETWORKS: dict[str, dict] = {"lite": {"lite": True}, "spectral": {}}
+NETWORKS = ("lite", "spectral")
 STARTS = ("random", "teacher")
 
 
 def student_recipe(network: str, start: str, seed: int, steps: int | None) -> Recipe:
-    recipe = variant_recipe(NETWORKS[network], seed, steps)
+    recipe = variant_recipe(VARIANTS[network], seed, steps)
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"init": start})})
 
 

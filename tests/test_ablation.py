@@ -94,6 +94,8 @@ def test_the_teacher_runs_once_for_a_batch():
     assert len(calls) == 4
     network(x + 1, t + 1, added={"text": torch.zeros(2)}, return_dict=False)
     assert len(calls) == 5
+    network(x + 1, t + 1, added={"image": torch.zeros(2)}, return_dict=False)
+    assert len(calls) == 6
 
 
 def test_frozen_parameters_stay_and_the_others_move(teacher_folder, image_folder, tmp_path):
@@ -292,7 +294,7 @@ def test_one_seed_has_no_interval_and_a_seed_without_lite_does_not_count():
 def test_headlines_set_long_training_beside_a_lite_trained_as_long():
     results = results_of([2.0, 4.0], [1.0, 1.0])
     cells = results["cells"]
-    spectral, lite = f"{grid.LONG_SPECTRAL}{grid.WEIGHED}", f"{grid.LONG_LITE}{grid.WEIGHED}"
+    spectral, lite = grid.weighed(grid.LONG_SPECTRAL), grid.weighed(grid.LONG_LITE)
     cells |= {grid.LONG_LITE: cells["lite"], lite: cells["spectral"], spectral: cells["spectral"]}
     headings, lines = tables.headlines(results)
     found = {name: dict(zip(headings[1:], line, strict=True)) for name, *line in lines}

@@ -13,6 +13,7 @@ def test_defaults_are_what_the_ablation_chose():
     recipe = validate(DATA)
     assert (recipe.distill.lambda_spatial, recipe.distill.lambda_freq, recipe.distill.alpha) == (2.0, 2.0, -1.0)
     assert recipe.distill.weight_scaling == "mean" and recipe.distill.pairs == "none"
+    assert recipe.train.snr_gamma is None  # the task decides
 
 
 def test_gamma_of_min_snr_is_positive_or_none():

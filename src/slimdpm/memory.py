@@ -102,8 +102,7 @@ def estimate_memory(
         trained, averaged = _bytes(student), _bytes(unet)
         step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
         sampling = _sampling(recipe, unet, shell, guide)
-        kept = recipe.data.cache is not False
-        resident = shell.encoders(latents=recipe.data.keeps_latents, conditions=kept)
+        resident = shell.encoders(latents=recipe.data.keeps_latents, conditions=recipe.data.keeps)
     return Memory(
         student=trained,
         gradients=trained,

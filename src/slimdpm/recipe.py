@@ -73,9 +73,14 @@ class DataRecipe(Section):
     samples: TeacherSamples = TeacherSamples()
 
     @property
+    def keeps(self) -> bool:
+        """Whether anything is kept of what is computed once."""
+        return self.cache is not False
+
+    @property
     def keeps_latents(self) -> bool:
         """Whether training reads the latents of a pipeline with an autoencoder, and does without the autoencoder."""
-        return self.cache is not False and (self.path == TEACHER or self.crop == "center")
+        return self.keeps and (self.path == TEACHER or self.crop == "center")
 
     def described(self, count: int) -> str:
         """So many images, for people."""

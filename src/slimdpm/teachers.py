@@ -75,7 +75,7 @@ class Shell:
     @property
     def frozen(self) -> list[nn.Module]:
         """The networks of the shell."""
-        return [*([] if self.autoencoder is None else [self.autoencoder]), *self.conditioning.modules]
+        return self.encoders(latents=False)
 
     def encoders(self, *, latents: bool, conditions: bool = False) -> list[nn.Module]:
         """Those that training needs: with `latents` known, none for images; with `conditions` kept, none for them."""

@@ -30,6 +30,7 @@ UNEXPANDED = {**GROUPED, "wavelet_expansion": "none"}
 STAGES = 3  # of the choices that come before the grid, see `slimdpm.ablation.choices`
 FROM_TEACHER = {"student.init": "teacher"}
 MIN_SNR = {"train.snr_gamma": 5.0}
+SNR = "min-SNR weighting of L_DDPM, γ = 5"
 NO_TEACHER = {"distill.lambda_spatial": 0.0, "distill.lambda_freq": 0.0}
 
 
@@ -105,8 +106,14 @@ def core_cells() -> list[Cell]:
 
 FURTHER = ("rate", "omega", "losses", "gating", "features", "ideas")  # groups of changes to `CHANGED`
 CHANGED = "spectral from teacher"
-WEIGHED = ", min-SNR"
-DEFAULT = f"{CHANGED}{WEIGHED}"  # what `slimdpm.slim` makes by default, since it won among the changes
+
+
+def weighed(name: str) -> str:
+    """The name of a cell that is another one with min-SNR weighting."""
+    return f"{name}, min-SNR"
+
+
+DEFAULT = weighed(CHANGED)  # what `slimdpm.slim` makes by default, since it won among the changes
 
 
 def further_cells() -> list[Cell]:
@@ -136,14 +143,13 @@ def further_cells() -> list[Cell]:
         "reduction 16": ("the gates' FFN reduced 16 times", {"wavelet_gate_reduction": 16}),
     }
     fixed = "gates fixed at their start"
-    snr = "min-SNR weighting of L_DDPM, γ = 5"
     return [
         *(changed(f"rate {rate:g}", "rate", f"learning rate {rate:g}", rate=rate) for rate in (4e-3, 16e-3)),
         *(changed(f"alpha {a:g}", "omega", f"α = {a:g}", {"distill.alpha": a}) for a in (0.0, -0.5, -2.0)),
         changed("omega unscaled", "omega", "ω as it is", {"distill.weight_scaling": "none"}),
         *(changed(name, "losses", about, settings) for name, (about, settings) in losses.items()),
-        changed(DEFAULT, "losses", snr, MIN_SNR),
-        changed("min-SNR, lambda 10", "losses", f"{snr}, and λ = 10 each", {**MIN_SNR, **lambdas(10.0, 10.0)}),
+        changed(DEFAULT, "losses", SNR, MIN_SNR),
+        changed("min-SNR, lambda 10", "losses", f"{SNR}, and λ = 10 each", {**MIN_SNR, **lambdas(10.0, 10.0)}),
         *(changed(name, "gating", about, overrides=overrides) for name, (about, overrides) in gating.items()),
         changed("gates fixed", "gating", fixed, {"train.freeze": ["*.gate.*"]}),
     ]
@@ -174,10 +180,9 @@ def start_cells() -> list[Cell]:
     return [*cells, changed("grouped from teacher", "start-grouped", about, overrides=GROUPED)]
 
 
-def weighted_cells() -> list[Cell]:
+def weighed_cells() -> list[Cell]:
     """Lite with the weighting that `further_cells` tries on Spectral: it is not a part of the method."""
-    about = "lite, min-SNR weighting of L_DDPM, γ = 5"
-    return [Cell(f"lite{WEIGHED}", "weighted", about, "lite", distilled=False, settings=MIN_SNR)]
+    return [Cell(weighed("lite"), "weighted", f"lite, {SNR}", "lite", distilled=False, settings=MIN_SNR)]
 
 
 SLIMMER = "spectral from teacher, 12x"
@@ -224,19 +229,18 @@ def long_cells(size: Size) -> list[Cell]:
     about = f"{LONGER} times the steps"
     channels = {"block_out_channels": list(size.slimmer or size.widths["spectral"][size.main])}
     cells = [Cell("gating, long", "long", f"gating, {about}", distilled=False, settings=steps)]
-    for weighting, more in (("", {}), (WEIGHED, MIN_SNR)):
-        lite, spectral = f"{LONG_LITE}{weighting}", f"{LONG_SPECTRAL}{weighting}"
-        settings = {**steps, **more}
+    for named, settings in ((str, steps), (weighed, {**steps, **MIN_SNR})):
+        lite, spectral = named(f"lite, {about}"), named(f"{SLIMMER}, {about}")
         cells += [
-            Cell(lite, "long", f"lite, {about}{weighting}", "lite", distilled=False, settings=settings),
-            changed(spectral, "long", f"{SLIMMER}, {about}{weighting}", settings, overrides=channels),
+            Cell(named(LONG_LITE), "long", lite, "lite", distilled=False, settings=settings),
+            changed(named(LONG_SPECTRAL), "long", spectral, settings, overrides=channels),
         ]
     return cells
 
 
 def cells_of(size: Size) -> list[Cell]:
     """All cells but the tuning's, the most important first."""
-    beside = [*pareto_cells(size), *wide_cells(size), *weighted_cells(), *long_cells(size)]
+    beside = [*pareto_cells(size), *wide_cells(size), *weighed_cells(), *long_cells(size)]
     return [*core_cells(), *start_cells(), *beside, *further_cells()]
 
 

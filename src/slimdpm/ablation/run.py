@@ -26,7 +26,6 @@ from slimdpm.ablation.grid import (
     LONG_LITE,
     LONG_SPECTRAL,
     SEEDS,
-    WEIGHED,
     Cell,
     Idea,
     cells_of,
@@ -34,6 +33,7 @@ from slimdpm.ablation.grid import (
     pareto_cells,
     recipe_of,
     teacher_recipe,
+    weighed,
 )
 from slimdpm.ablation.measure import EXTRACTOR, HELD_OUT, Judge, Measures, error_measures
 from slimdpm.ablation.sizes import SIZES
@@ -51,7 +51,7 @@ from slimdpm.sharing import share
 from slimdpm.teachers import load_pipeline
 
 TOGETHER = 9  # cells at most that share one run of the teacher
-SHOWN_CELLS = ("lite", "spectral", CHANGED, DEFAULT, LONG_LITE, f"{LONG_SPECTRAL}{WEIGHED}")
+SHOWN_CELLS = ("lite", "spectral", CHANGED, DEFAULT, LONG_LITE, weighed(LONG_SPECTRAL))
 SHOWN = 16  # samples of each network in a picture
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from slimdpm.ablation.grid import CHANGED, DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER, WEIGHED
+from slimdpm.ablation.grid import CHANGED, DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER, weighed
 from slimdpm.ablation.measure import HELD_OUT, mean_error
 
 BASELINE = "lite"
@@ -175,13 +175,13 @@ def changes(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def headlines(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The claims in a few lines: students over Lite, and over the teacher, with intervals of 95 % over the seeds."""
     spectral = ("spectral", CHANGED, DEFAULT, SLIMMER)
-    weighed_lite, weighed_spectral = f"{LONG_LITE}{WEIGHED}", f"{LONG_SPECTRAL}{WEIGHED}"
-    long = (LONG_LITE, LONG_SPECTRAL, weighed_lite, weighed_spectral)
+    long = (LONG_LITE, LONG_SPECTRAL, weighed(LONG_LITE), weighed(LONG_SPECTRAL))
     pairs = [
         *((name, BASELINE) for name in spectral),
-        (DEFAULT, f"{BASELINE}{WEIGHED}"),
-        *((name, LONG_LITE) for name in (LONG_SPECTRAL, weighed_spectral)),
-        (weighed_spectral, weighed_lite),
+        (DEFAULT, weighed(BASELINE)),
+        (LONG_SPECTRAL, LONG_LITE),
+        (weighed(LONG_SPECTRAL), LONG_LITE),
+        (weighed(LONG_SPECTRAL), weighed(LONG_LITE)),
     ]
     lines = []
     for name, base in pairs:

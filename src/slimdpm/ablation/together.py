@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from slimdpm.ablation.grid import Idea
 from slimdpm.display import Display
@@ -33,10 +33,10 @@ class OncePerBatch(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self._known: tuple[list[Any], Any] | None = None
+        self._known: tuple[Any, Any] | None = None
 
     def forward(self, x: Tensor, t: Tensor, **options: Any) -> Any:
-        inputs = [x, t, *tree_leaves(options)]  # the conditions are among the options
+        inputs = (x, t, options)  # the conditions are among the options
         if self._known is None or not _alike(self._known[0], inputs):
             self._known = inputs, self.network(x, t, **options)
         return self._known[1]
@@ -45,12 +45,16 @@ class OncePerBatch(nn.Module):
         return self.network.get_submodule(target) if target else self
 
 
-def _alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether tensors are equal in shape and value, and everything else is."""
-    if [type(value) for value in a] != [type(value) for value in b]:
-        return False
-    pairs = zip(a, b, strict=True)
-    return all(torch.equal(one, other) if isinstance(one, Tensor) else one == other for one, other in pairs)
+def _alike(a: Any, b: Any) -> bool:
+    """Whether nested inputs have the same structure and equal values."""
+    (ones, structure), (others, other_structure) = tree_flatten(a), tree_flatten(b)
+    return structure == other_structure and all(map(_equal, ones, others))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return type(a) is type(b) and a == b
 
 
 def train_together(

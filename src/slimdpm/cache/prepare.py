@@ -55,7 +55,7 @@ def prepare_data(job: Job, run: RunFolder, accelerator: Accelerator, display: Di
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
     conditioning, cache = job.shell.conditioning, None
-    if job.recipe.data.cache is not False:
+    if job.recipe.data.keeps:
         cache = _open(job, run, accelerator, display)
         conditioning = conditioning.kept(job.conditions, cache)
     images = _images(job, replace(job.shell, conditioning=conditioning), cache, accelerator, display)
