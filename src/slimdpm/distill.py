@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from slimdpm.conditioning import call
 from slimdpm.features import FeaturePair, FeatureTaps
 from slimdpm.losses import denoising_loss, frequency_loss, min_snr_weight, spatial_loss, spectral_weight
 from slimdpm.process import Process, comparison_kind
@@ -62,7 +63,7 @@ class TappedStudent(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, list[Tensor]]:
         """The prediction ``(B, C, H, W)`` and the aligned features, each ``(B, C_T^i, H_i, W_i)``."""
-        prediction = self.unet(x_t, t, return_dict=False, **conditions)[0]
+        prediction = call(self.unet, x_t, t, conditions)
         features = [align(f) for align, f in zip(self.aligners, self.taps.take(), strict=True)]
         return prediction, features
 
@@ -158,7 +159,7 @@ class Distiller:
     def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
         """The teacher's output, as compared, and its features. No gradient ever reaches the teacher."""
         assert self.teacher is not None and self.teacher_taps is not None
-        output = self.teacher(x_t, t, return_dict=False, **conditions)[0]
+        output = call(self.teacher, x_t, t, conditions)
         return self._compared(output, x_t, t, self.teacher_prediction), self.teacher_taps.take()
 
     def _compared(self, output: Tensor, x_t: Tensor, t: Tensor, source: str) -> Tensor:

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slimdpm.conditioning import EXTRA, call
 from slimdpm.distill import Distiller, LossSettings, TappedStudent
 from slimdpm.features import FeaturePair
 from slimdpm.profile import build, example_inputs
@@ -165,7 +166,7 @@ def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
         x = torch.zeros(count, shell.channels, shell.size, shell.size)
         if shell.autoencoder is None:
             conditions = _conditions(network.config, count, shell.conditioning.tokens)
-            network(x, torch.zeros(count, dtype=torch.long), return_dict=False, **conditions)
+            call(network, x, torch.zeros(count, dtype=torch.long), conditions)
         else:
             shell.decode(x)
     return live.peak
@@ -173,7 +174,9 @@ def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
 
 def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str, Any]:
     inputs = example_inputs(config, batch=batch, tokens=tokens)
-    return {name: value for name, value in inputs.items() if name not in ("sample", "timestep")}
+    extra = inputs.pop("sample")[:, config["out_channels"] :].clone()
+    del inputs["timestep"]
+    return {**inputs, EXTRA: extra} if extra.shape[1] else inputs
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.analysis.spectrum import ring_powers
+from slimdpm.conditioning import call
 from slimdpm.process import Process
 from slimdpm.wavelet import record_gates
 
@@ -72,7 +73,7 @@ def observe(
                 x0, epsilon = samples[batch].to(device), noise[batch].to(device)
                 t = torch.full((len(x0),), timestep, device=device)
                 x_t = process.add_noise(x0, epsilon, t)
-                output = unet(x_t, t, return_dict=False, **inputs(batch))[0]
+                output = call(unet, x_t, t, inputs(batch))
                 restored = process.convert(output.float(), x_t, t, process.prediction, "sample")
                 total = total + ring_powers(restored.permute(0, 2, 3, 1).cpu().numpy()).sum(axis=0)
                 for name, gate in recorded.items():  # (B, 4, C)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimdpm.conditioning.base import Conditioning, Guidance, Request, Unconditional
+from slimdpm.conditioning.base import EXTRA, Conditioning, Guidance, Request, Unconditional, call
 from slimdpm.conditioning.classes import ClassLabels, class_labels_of, new_class_labels
 from slimdpm.conditioning.text import Text
 from slimdpm.errors import SlimdpmError
 
 __all__ = [
-    "ClassLabels", "Conditioning", "Guidance", "Request", "Text", "Unconditional", "class_labels_of",
+    "EXTRA", "ClassLabels", "Conditioning", "Guidance", "Request", "Text", "Unconditional", "call", "class_labels_of",
     "conditioning_of", "new_class_labels",
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slimdpm.cache.text import Embeddings
 
 Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
+EXTRA = "extra_channels"  # among them, but no argument: channels (B, C', H, W) that follow the noisy sample's
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Guidance:
     def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
         """The guided prediction, ``null + scale (given − null)``, ``(B, C, H, W)``."""
         if self.null is None:
-            return network(sample, t, return_dict=False, **self.given)[0]
+            return call(network, sample, t, self.given)
         both = map_inputs(lambda null, given: torch.cat([null, given]), self.null, self.given)
-        output = network(torch.cat([sample, sample]), t, return_dict=False, **both)[0]  # (2B, C, H, W)
+        output = call(network, torch.cat([sample, sample]), t, both)  # (2B, C, H, W)
         without, wanted = output.chunk(2)
         return without + self.scale * (wanted - without)
 
@@ -205,6 +206,14 @@ class Unconditional:
 
     def facts(self, request: Request) -> dict[str, Any]:
         return {}
+
+
+def call(network: nn.Module, sample: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """A network's output ``(B, C, H, W)`` for a noisy sample and whatever else it is given."""
+    arguments = {name: value for name, value in inputs.items() if name != EXTRA}
+    if EXTRA in inputs:
+        sample = torch.cat([sample, inputs[EXTRA].to(sample.dtype)], dim=1)  # (B, C + C', H, W)
+    return network(sample, t, return_dict=False, **arguments)[0]
 
 
 def map_inputs(function: Callable[[Tensor, Tensor], Tensor], first: Inputs, second: Inputs) -> Inputs:
