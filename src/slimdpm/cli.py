@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from slimdpm import cli_import, cli_measure
-from slimdpm.errors import SlimdpmError
+from slimdpm.display import Display, figures_table
+from slimdpm.errors import SlimdpmError, first_line
+from slimdpm.text import one_line
 
 app = typer.Typer(
     help="A diffusion pipeline goes in, a slim diffusion pipeline comes out.",
@@ -24,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+_TRACEBACK = "--traceback"
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder. The same command resumes what is in it.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with further settings.")]
@@ -155,7 +158,6 @@ def sample(
         slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
     """
     from slimdpm.conditioning import Request
-    from slimdpm.display import Display
     from slimdpm.pictures import write_samples
 
     write_samples(
@@ -202,22 +204,21 @@ def profile(
                 values[name]["ratio"] = reference.macs / cost.macs
         print(json.dumps(values, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in (
+    headings = [
         "network",
         "parameters",
         "MACs conv+linear",
         "MACs all",
-        *((f"{against} ÷ it",) if reference else ()),
+        *([f"{against} ÷ it"] if reference else []),
         "",
-    ):
-        table.add_column(heading, justify="left" if heading in ("network", "") else "right", no_wrap=heading != "")
+    ]
+    rows = []
     for network in networks:
         cost = costs[network.name]
-        ratio = (f"{reference.macs / cost.macs:.2f}",) if reference else ()
-        numbers = (f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G")
-        table.add_row(network.name, *numbers, *ratio, network.note)
-    console.print(table)
+        ratio = [f"{reference.macs / cost.macs:.2f}"] if reference else []
+        numbers = [f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G"]
+        rows.append([network.name, *numbers, *ratio, network.note])
+    console.print(figures_table(headings, rows, texts=(0, len(headings) - 1)))
 
 
 app.command("import")(cli_import.import_)
@@ -238,7 +239,6 @@ def demo(
     baseline of equal cost is trained for as many steps, and the report compares the three.
     """
     from slimdpm.demo import run_demo
-    from slimdpm.display import Display
 
     run_demo(output, seed=seed, steps=steps, display=Display(console))
 
@@ -252,7 +252,6 @@ def _start(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from slimdpm.display import Display
     from slimdpm.job import plan_job, run_job
     from slimdpm.recipe import load_recipe
 
@@ -285,7 +284,7 @@ def _tell(job: Any, output: Path, as_json: bool) -> None:
         print(json.dumps(values, indent=2))
         return
     for label, text in lines(values):
-        console.print(Text.assemble((labelled(label), "bold"), text), soft_wrap=True)
+        console.print(Text.assemble((labelled(label), "bold"), one_line(text, 2000)), soft_wrap=True)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -305,33 +304,73 @@ def _options(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option(_TRACEBACK, help="After any command: show where in slimdpm an error comes from.")
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one line and exit code 2, a stop exits like the signal that caused it."""
-    from diffusers.utils import is_transformers_available, logging
-
+    """The entry point: whatever goes wrong is one line. A user's mistake exits with 2, a stop like its signal."""
     from slimdpm.parallel import leave
     from slimdpm.stopping import Stopped
 
+    _silence_libraries()
+    arguments = [word for word in sys.argv[1:] if word != _TRACEBACK]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except Stopped as stopped:
+        code = _told(str(stopped), 128 + stopped.signal)
+    except KeyboardInterrupt:
+        code = _told("stopped", 130)
+    except Exception as error:
+        if _TRACEBACK in sys.argv:
+            raise
+        code = _told(*_explained(error))
+    finally:
+        leave()
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error in one line, and the exit code: 2 if the user can mend it."""
+    import torch
+
+    if isinstance(error, SlimdpmError):
+        return f"error: {error}", 2
+    if hasattr(error, "format_message"):  # typer's own, about options and arguments
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        return f"error: {error.format_message().rstrip('.')}{hint}", 2
+    if isinstance(error, typer.Abort):
+        return "stopped", 130
+    if isinstance(error, OSError):
+        return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+        return "error: out of memory; try a smaller batch (train.max_batch_per_device, --batch-size) or size", 2
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"error: {reason} (this is a fault of slimdpm; {_TRACEBACK} shows where)", 1
+
+
+def _told(message: str, code: int) -> int:
+    print(one_line(message), file=sys.stderr)
+    return code
+
+
+def _silence_libraries() -> None:
+    """What they advise and warn of, nobody who calls a command can follow."""
+    from diffusers.utils import is_transformers_available, logging
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     if is_transformers_available():
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()  # it warns of a torchvision that nothing here needs
-    try:
-        app()
-    except SlimdpmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    finally:
-        leave()
+        transformers_logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

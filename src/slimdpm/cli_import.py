@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from slimdpm.display import Display
+
 console = Console()
 
 
@@ -56,4 +58,4 @@ def _named(network: Any) -> str:
 
 
 def _print(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    Display(console).say(line)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from slimdpm.display import Display, figures_table
 
 if TYPE_CHECKING:
     from slimdpm.metrics.scores import Evaluation
@@ -60,7 +61,6 @@ def evaluate(
 
         slimdpm evaluate --compare runs/teacher runs/lite runs/spectral --against photos/ --extractor efficientnet-lite0
     """
-    from slimdpm.display import Display
     from slimdpm.metrics.evaluate import Settings
     from slimdpm.metrics.evaluate import evaluate as run
     from slimdpm.parallel import processes
@@ -104,7 +104,7 @@ def _print(result: Evaluation) -> None:
     for headings, rows in tables(result):
         _print_table(headings, rows)
     for warning in result.warnings:
-        console.print(f"note: {warning}", highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        Display(console).say(f"note: {warning}")
 
 
 def analyze(
@@ -135,11 +135,10 @@ def analyze(
     """
     from slimdpm.analysis.analyze import Settings
     from slimdpm.analysis.analyze import analyze as run
-    from slimdpm.display import Display
 
     settings = Settings(count, samples, steps, scheduler, seed, device)
     page = run(source, against, output, settings, compare=compare or (), display=Display(console))
-    console.print(f"figures and page: {page}", highlight=False, markup=False, soft_wrap=True)
+    Display(console).say(f"figures and page: {page}")
 
 
 reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -160,12 +159,8 @@ def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     if as_json:
         print(json.dumps([vars(row) for row in rows], indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("task", "network", "parameters", "paper", "", "MACs conv+linear", "paper", "", "MACs all"):
-        table.add_column(heading, justify="left" if heading in ("task", "network") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row.cells())
-    _wide().print(table)
+    headings = ("task", "network", "parameters", "paper", "", "MACs conv+linear", "paper", "", "MACs all")
+    _wide().print(figures_table(headings, (row.cells() for row in rows), texts=(0, 1)))
     console.print(
         "* recalled, not checked against the paper's page; – the paper gives no figure, or none is known to us"
     )
@@ -195,7 +190,6 @@ def ablation(
     """
     from slimdpm.ablation.run import Ablation
     from slimdpm.ablation.tables import changes, effects, headlines, rows
-    from slimdpm.display import Display
 
     experiment = Ablation(size, data, output, range(seeds), Display(console), teacher=teacher)
     results = experiment.run(groups)
@@ -208,17 +202,12 @@ def ablation(
         _print_table(*kind(results))
     console.print("ratios to Lite of the same seed, of the changes to the default student; below 1 is better")
     console.print("mean over the seeds, with its standard error, or in brackets its interval of 95 %")
-    console.print(f"results: {output / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
+    Display(console).say(f"results: {output / 'results.json'}")
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose first column is text and whose others are figures."""
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    _wide().print(table)
+    _wide().print(figures_table(headings, rows))
     console.print()
 
 

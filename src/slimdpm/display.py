@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from slimdpm.text import one_line
 
 LOG_SECONDS = 15.0  # between two lines of one task in a log
+_LINE = 2000  # characters of a line at most
 
 
 class Task:
     """One piece of work of known length. `advance` moves it and shows the latest numbers beside it."""
 
     def __init__(self, display: Display, label: str, total: int, done: int, unit: str):
-        self.display, self.label, self.total, self.done, self.unit = display, label, total, done, unit
+        self.display, self.label, self.total, self.done, self.unit = display, one_line(label), total, done, unit
         self.started = self.last_line = time.monotonic()
         self.recent = deque([(self.started, done)], maxlen=5)  # the last lines: the speed of now, not of the average
         self.bar: TaskID | None = None
         if display.progress is not None:
-            self.bar = display.progress.add_task(label, total=total, completed=done, numbers="")
+            self.bar = display.progress.add_task(self.label, total=total, completed=done, numbers="")
 
     def advance(self, amount: int = 1, numbers: str = "") -> None:
         self.done += amount
@@ -63,7 +68,8 @@ class Display:
         """A line."""
         if self.console is not None:
             # Not a terminal: a long line is a line, wrapping would break it for whoever searches the log.
-            self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+            line = one_line(text, _LINE)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def task(self, label: str, total: int, *, done: int = 0, unit: str = "") -> Iterator[Task]:
@@ -71,10 +77,10 @@ class Display:
         outermost = self.progress is None
         if outermost and self.console is not None and self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}", style="dim"),
+                TextColumn("{task.fields[numbers]}", style="dim", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )
@@ -101,3 +107,16 @@ class Display:
 def loss_line(values: Mapping[str, float], names: Iterable[str] = ("loss", "denoising", "spatial", "frequency")) -> str:
     """The loss and its parts in one short line."""
     return "  ".join(f"{name} {values[name]:.4f}" for name in names if name in values)
+
+
+def figures_table(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (0,)) -> Table:
+    """A table of figures, flush right; the columns of these numbers hold text and may be folded."""
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        text = number in texts
+        table.add_column(
+            Text(one_line(heading)), justify="left" if text else "right", no_wrap=not text, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from diffusers.utils import is_transformers_available
 from torch import nn
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.documents import read_json
+from slimdpm.errors import SlimdpmError, blamed, first_line
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
@@ -68,7 +68,7 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
         SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
     """
     folder = locate(source)
-    index = read_json(folder / "model_index.json")
+    index = read_config(folder / "model_index.json")
     class_name = index.get("_class_name")
     if class_name not in PIPELINES:
         raise SlimdpmError(f"{source} is a {class_name}; supported are {', '.join(PIPELINES)}")
@@ -98,7 +98,7 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
                 folder, use_safetensors=True, local_files_only=True, **models, **kwargs
             )
     except (OSError, ValueError, TypeError) as error:
-        raise SlimdpmError(f"{source} cannot be loaded: {_first_line(error)}") from None
+        raise SlimdpmError(f"{source} cannot be loaded: {first_line(error)}") from None
 
 
 @contextmanager
@@ -138,14 +138,16 @@ def locate(source: str | Path, holds: str = "model_index.json") -> Path:
     try:
         return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
     except Exception as error:  # the hub's client raises many kinds; each means that it is not to be had
-        raise SlimdpmError(f"{source} is no folder here, and the hub has not given it: {_first_line(error)}") from None
+        raise SlimdpmError(f"{source} is no folder here, and the hub has not given it: {first_line(error)}") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SlimdpmError(f"{file} cannot be read: {_first_line(error)}") from None
+def read_config(file: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file of diffusers.
+
+    Raises:
+        SlimdpmError: if it cannot be read, or holds something else.
+    """
+    value = read_json(file)
     if not isinstance(value, dict):
         raise SlimdpmError(f"{file} holds no keys and values")
     return value
@@ -154,10 +156,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model with all of its weights: diffusers itself only warns when some are missing."""
     dtype = {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
-    try:
+    with blamed(f"{folder} cannot be loaded"):  # a damaged file fails in the reader, the parser or the constructor
         model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **dtype)
-    except Exception as error:  # a damaged file fails in the reader, the parser or the constructor
-        raise SlimdpmError(f"{folder} cannot be loaded: {_first_line(error)}") from None
     missing = [*info["missing_keys"], *info["unexpected_keys"]]
     if missing:
         raise SlimdpmError(
@@ -169,15 +169,7 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
-    try:
-        with torch.device("meta"):
-            if issubclass(cls, ConfigMixin):
-                return cls.from_config(cls.load_config(folder))
-            return cls(cls.config_class.from_pretrained(folder))  # transformers
-    except Exception as error:  # a damaged config fails in the parser or the constructor
-        raise SlimdpmError(f"{folder} cannot be loaded: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    with blamed(f"{folder} cannot be loaded"), torch.device("meta"):
+        if issubclass(cls, ConfigMixin):
+            return cls.from_config(cls.load_config(folder))
+        return cls(cls.config_class.from_pretrained(folder))  # transformers

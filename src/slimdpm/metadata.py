@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from slimdpm.documents import decoded
 from slimdpm.errors import SlimdpmError
 
 FILES = ("metadata.jsonl", "metadata.csv")
@@ -32,19 +33,6 @@ def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
                 raise SlimdpmError(f"{file}: line {number} has no file_name")
             found[str(folder / name)] = values
     return found
-
-
-def decoded(data: bytes, name: str) -> str:
-    """Bytes as text.
-
-    Raises:
-        SlimdpmError: if they are not UTF-8.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise SlimdpmError(f"{name}: line {line} is not valid UTF-8; save it as UTF-8") from None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,11 +6,11 @@ text-to-image); where the paper's width is not known the preset uses 64 and says
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError
 
 
@@ -162,9 +162,9 @@ def find_network(name: str) -> Preset:
     for file in (path, *(path / part / "config.json" for part in (".", "unet", "student/unet"))):
         if file.is_file():
             try:
-                config = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
-                raise SlimdpmError(f"{file} is no config.json of a network") from None
+                config = read_json(file)
+            except SlimdpmError as error:
+                raise SlimdpmError(f"{file} is no config.json of a network ({error})") from None
             if not isinstance(config, dict) or "block_out_channels" not in config:
                 raise SlimdpmError(f"{file} is no config of a U-Net")
             embedded = (file.parent.parent / "class_embedder").is_dir()  # the one token of a class-conditional pipeline

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from slimdpm.documents import parse_yaml, read_yaml
 from slimdpm.errors import SlimdpmError
 from slimdpm.losses import RESIZE_FILTERS, WEIGHT_SCALINGS
 
@@ -31,10 +32,16 @@ def parse_amount(value: Any) -> Any:
 
 
 Amount = Annotated[float, BeforeValidator(parse_amount), Field(gt=0)]
+# Numbers beyond these are slips of the finger: they would fail late, or fill a memory.
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps and images
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]  # images at once
+Number = Annotated[float, Field(ge=0, le=1e6)]
+Beta = Annotated[float, Field(ge=0, lt=1)]  # of AdamW
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096)
 
 
 TEACHER = "teacher"  # as `data.path`: the teacher makes the images; a folder of that name is ./teacher
@@ -43,13 +50,13 @@ TEACHER = "teacher"  # as `data.path`: the teacher makes the images; a folder of
 class TeacherSamples(Section):
     """Images that the teacher makes, for `data.path` teacher."""
 
-    count: int = Field(10_000, ge=1)
-    steps: int = Field(50, ge=1)  # of the sampler
+    count: Count = 10_000
+    steps: Count = 50  # of the sampler
     scheduler: str = "ddim"
-    seed: int = Field(1, ge=0)  # another one than that of the samples in the report: these are no training data
-    guidance: float = Field(1.0, ge=1)  # 1 is none: the distribution that the teacher was trained for
+    seed: Seed = 1  # another one than that of the samples in the report: these are no training data
+    guidance: float = Field(1.0, ge=1, le=1e6)  # 1 is none: the distribution that the teacher was trained for
     prompts: str | None = None  # a text file with a prompt on each line, for a text-to-image teacher
-    batch_size: int = Field(64, ge=1)  # samples made at once
+    batch_size: Batch = 64  # samples made at once
 
 
 class DataRecipe(Section):
@@ -57,7 +64,7 @@ class DataRecipe(Section):
 
     # A folder, an .npz or .npy of uint8 images, .tar shards, hf:NAME for a Hugging Face data set; or teacher.
     path: str
-    size: int | None = Field(None, ge=4)  # of the square in pixels; by default what the pipeline needs
+    size: int | None = Field(None, ge=4, le=2**14)  # of the square in pixels; by default what the pipeline needs
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the images
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
@@ -69,7 +76,7 @@ class DataRecipe(Section):
     # run folder, a path in that folder, for several runs; false computes it anew each time.
     cache: bool | str = True
     cache_dtype: Literal["float32", "float16"] = "float32"  # of latents and text embeddings on the disk
-    workers: int = Field(2, ge=0)  # processes that decode images
+    workers: int = Field(2, ge=0, le=256)  # processes that decode images
     samples: TeacherSamples = TeacherSamples()
 
     @property
@@ -105,7 +112,7 @@ class StudentRecipe(Section):
         None  # wavelet-gated or plain; by default spectral for slim, lite for train
     )
     base: str | None = None  # without a teacher, or with a transformer: a preset, a diffusers folder, or a config.json
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1, le=2**16)
     ratio: float | None = Field(None, gt=1, lt=1000)
     max_macs: Amount | None = None
     max_params: Amount | None = None
@@ -131,9 +138,9 @@ class ConditioningRecipe(Section):
 class DistillRecipe(Section):
     """Spectrum-aware distillation; the paper has λ = 0.1 and pairs auto, the defaults are what the ablation chose."""
 
-    lambda_spatial: float = Field(2.0, ge=0)  # λ_s
-    lambda_freq: float = Field(2.0, ge=0)  # λ_f
-    alpha: float = -1.0  # exponent of ω; negative values favour rare frequencies
+    lambda_spatial: Number = 2.0  # λ_s
+    lambda_freq: Number = 2.0  # λ_f
+    alpha: float = Field(-1.0, ge=-10, le=10)  # exponent of ω; negative values favour rare frequencies
     weight_scaling: Literal[WEIGHT_SCALINGS] = "mean"  # type: ignore[valid-type]
     resize: Literal[RESIZE_FILTERS] = "area"  # type: ignore[valid-type]
     pairs: Literal["auto", "none"] | list[str] = "none"  # or ["up_blocks.2", "down_blocks.0:down_blocks.1"]
@@ -143,48 +150,52 @@ class DistillRecipe(Section):
 class ProcessRecipe(Section):
     """The forward process of a pipeline that starts without a teacher; a teacher brings its own."""
 
-    timesteps: int = Field(1000, ge=2)
+    timesteps: int = Field(1000, ge=2, le=100_000)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
 
 
 class TrainRecipe(Section):
     """The loop."""
 
-    steps: int = Field(100_000, ge=1)  # optimiser steps
-    batch_size: int = Field(64, ge=1)  # images in an optimiser step, over all processes
-    max_batch_per_device: int | None = Field(None, ge=1)  # more are accumulated
-    lr: float = Field(2e-4, gt=0)
+    steps: Count = 100_000  # optimiser steps
+    batch_size: Batch = 64  # images in an optimiser step, over all processes
+    max_batch_per_device: Batch | None = None  # more are accumulated
+    lr: float = Field(2e-4, gt=0, le=1e3)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(500, ge=0)  # steps
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0)  # norm of the gradient
+    warmup: int = Field(500, ge=0, le=10**9)  # steps
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: Number = 0.0
+    clip: float | None = Field(1.0, gt=0, le=1e6)  # norm of the gradient
     # γ of min-SNR weighting of L_DDPM; by default 5 for slim, as the ablation chose, none for train
     snr_gamma: Literal["none"] | Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float = Field(0.9999, ge=0, lt=1)
     freeze: list[str] = []  # parameters of the student that stay as they start, by patterns such as "*.gate.*"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     compile: bool = False
     gradient_checkpointing: bool = False
-    checkpoint_every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)  # checkpoints
-    log_every: int = Field(50, ge=1)
-    sample_every: int | None = Field(None, ge=0)  # steps between grids of samples; five in a run by default, 0: none
+    checkpoint_every: Count = 1000
+    keep: Count = 2  # checkpoints
+    log_every: Count = 50
+    sample_every: int | None = Field(
+        None, ge=0, le=10**9
+    )  # steps between grids of samples; five in a run by default, 0: none
     trackers: list[str] = ["tensorboard"]
 
 
 class SampleRecipe(Section):
     """The samples of a run: its grids and its report."""
 
-    count: int = Field(64, ge=1)
-    steps: int = Field(50, ge=1)
+    count: Count = 64
+    steps: Count = 50
     scheduler: str = "ddim"
-    seed: int = Field(0, ge=0)
-    batch_size: int = Field(64, ge=1)
+    seed: Seed = 0
+    batch_size: Batch = 64
     prompts: list[str] = []  # of a text-to-image network; by default some of the data's captions
     negative_prompt: str | None = None
-    guidance: float | None = Field(None, ge=1)  # of a class-conditional or text-to-image network; by default its own
+    guidance: float | None = Field(
+        None, ge=1, le=1e6
+    )  # of a class-conditional or text-to-image network; by default its own
 
 
 class Recipe(Section):
@@ -229,7 +240,7 @@ def load_recipe(
     Raises:
         SlimdpmError: with one line that names the key and what is wrong with it.
     """
-    recipe: dict[str, Any] = _read_yaml(file) if file else {}
+    recipe: dict[str, Any] = _mapping(file) if file else {}
     _merge(recipe, values or {})
     for key, value in (settings or {}).items():
         _merge(recipe, _nested(key, value))
@@ -238,9 +249,9 @@ def load_recipe(
         if not equals:
             raise SlimdpmError(f"--set {assignment}: write it as key=value, for example train.steps=1000")
         try:
-            _merge(recipe, _nested(key.strip(), yaml.safe_load(text)))
-        except yaml.YAMLError:
-            raise SlimdpmError(f"--set {assignment}: the value is no YAML") from None
+            _merge(recipe, _nested(key.strip(), parse_yaml(text, "it")))
+        except SlimdpmError as error:
+            raise SlimdpmError(f"--set {assignment}: the value is no YAML ({error})") from None
     return validate(recipe)
 
 
@@ -273,16 +284,20 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [k for k in changed if not _FREE.fullmatch(k) or (k == "train.steps" and steps_matter)]
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_recipe(file: Path) -> Recipe:
+    """A recipe that stands whole in a file.
+
+    Raises:
+        SlimdpmError: as `load_recipe`, naming the file.
+    """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SlimdpmError(f"recipe {file} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlimdpmError(f"recipe {file} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        where = f" (line {mark.line + 1})" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise SlimdpmError(f"recipe {file} is no valid YAML{where}") from None
+        return validate(_mapping(file))
+    except SlimdpmError as error:
+        raise SlimdpmError(f"{file} is damaged or of another version ({error})") from None
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    values = read_yaml(file, f"recipe {file}")
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import append_line, remove_leftovers, write_text
-from slimdpm.recipe import Recipe, differences, validate
+from slimdpm.recipe import Recipe, differences, read_recipe
 
 
 class RunFolder:
@@ -99,7 +98,7 @@ class RunFolder:
         """
         if not self.recipe_file.is_file():
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
-        return validate(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
+        return read_recipe(self.recipe_file)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

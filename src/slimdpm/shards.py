@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from slimdpm.annotations import Labels, number_labels
+from slimdpm.documents import decoded
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import digest_files
 from slimdpm.images import EXTENSIONS
-from slimdpm.metadata import decoded
 
 _BLOCK = 512  # a tar file is made of these, and ends with two that are zero
 

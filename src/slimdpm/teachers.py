@@ -25,7 +25,7 @@ from slimdpm.loading import (
     locate,
     outline_model,
     pipeline_class,
-    read_json,
+    read_config,
 )
 from slimdpm.process import Process
 from slimdpm.transformer import TransformerDenoiser
@@ -235,7 +235,7 @@ def new_shell(
         kind = pipeline_class(conditioning.pipeline or "DDPMPipeline")
         return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], conditioning=conditioning)
     folder = locate(autoencoder, holds="config.json")
-    name = read_json(folder / "config.json").get("_class_name")
+    name = read_config(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise SlimdpmError(f"{autoencoder} is a {name}; supported autoencoders are {', '.join(AUTOENCODERS)}")
     model = (load_model if weights else outline_model)(getattr(diffusers, name), folder, {})

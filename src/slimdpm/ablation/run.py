@@ -39,11 +39,11 @@ from slimdpm.ablation.measure import EXTRACTOR, HELD_OUT, Judge, Measures, error
 from slimdpm.ablation.sizes import SIZES
 from slimdpm.ablation.together import train_together
 from slimdpm.display import Display
+from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_folder, write_json
 from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
-from slimdpm.loading import read_json
 from slimdpm.profile import build, latencies, measure
 from slimdpm.recipe import Recipe
 from slimdpm.report import machine_facts

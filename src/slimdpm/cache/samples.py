@@ -17,9 +17,9 @@ from slimdpm.conditioning import Request
 from slimdpm.data import Decoder, Images, to_pixels
 from slimdpm.devices import resident
 from slimdpm.display import Display
+from slimdpm.documents import decoded
 from slimdpm.errors import SlimdpmError
 from slimdpm.fingerprint import fingerprint
-from slimdpm.metadata import decoded
 from slimdpm.recipe import DataRecipe, TeacherSamples
 from slimdpm.sampling import clean_samples, make_scheduler
 from slimdpm.teachers import Shell, Teacher
