@@ -234,7 +234,7 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``"images"``, pixels in [−1, 1], float32 ``(C, H, W)``, or ``"latents"`` if they are kept, see
-        `Images.moments`; ``"conditions"`` if they are known."""
+        `Images.moments`; ``"conditions"`` if they are known; ``"draws"``, a seed for what else is random."""
         epoch, offset = divmod(position, len(self.images))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
@@ -242,7 +242,9 @@ class TrainingStream(Dataset):
         rng = np.random.default_rng([self.seed, 1, position])
         mirrored = self.flip and rng.random() < 0.5
         number = int(self._order[offset])
-        known = {} if self.images.conditions is None else {"conditions": self.images.condition(number)}
+        known = {"draws": int(np.random.SeedSequence([self.seed, 3, position]).generate_state(1)[0])}
+        if self.images.conditions is not None:
+            known["conditions"] = self.images.condition(number)
         if self.images.latents is not None:
             return {"latents": self.images.moments(number, mirrored), **known}
         array = self.images.square(number, rng)

@@ -20,7 +20,13 @@ from slimdpm.errors import SlimdpmError, blamed, first_line
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
-TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+TEXT_TO_IMAGE = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+)
 PIPELINES = (
     "DDPMPipeline",
     "DDIMPipeline",

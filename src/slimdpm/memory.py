@@ -103,7 +103,7 @@ def estimate_memory(
         trained, averaged = _bytes(student), _bytes(unet)
         step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
         sampling = _sampling(recipe, unet, shell, guide)
-        resident = shell.encoders(latents=recipe.data.keeps_latents, conditions=recipe.data.keeps)
+        resident = shell.encoders(latents=shell.keeps_latents(recipe.data), conditions=recipe.data.keeps)
     return Memory(
         student=trained,
         gradients=trained,
@@ -144,10 +144,10 @@ def _step(
         if grown:
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        if recipe.data.keeps_latents:
+        if shell.keeps_latents(recipe.data):
             x0 = torch.zeros(batch, shell.channels, shell.size, shell.size)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
-            if not recipe.data.keeps_latents:
+            if not shell.keeps_latents(recipe.data):
                 x0 = shell.encode(torch.zeros(batch, shell.image_channels, shell.image_size, shell.image_size))
             conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
             t = torch.zeros(batch, dtype=torch.long)

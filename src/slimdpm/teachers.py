@@ -28,6 +28,7 @@ from slimdpm.loading import (
     read_config,
 )
 from slimdpm.process import Process
+from slimdpm.recipe import DataRecipe
 from slimdpm.transformer import TransformerDenoiser
 
 __all__ = [
@@ -81,6 +82,10 @@ class Shell:
         """Those that training needs: with `latents` known, none for images; with `conditions` kept, none for them."""
         images = [] if latents or self.autoencoder is None else [self.autoencoder]
         return [*images, *([] if conditions and self.conditioning.keepable else self.conditioning.modules)]
+
+    def keeps_latents(self, data: DataRecipe) -> bool:
+        """Whether training reads latents that are kept and does without the autoencoder; else it needs the images."""
+        return self.autoencoder is not None and data.keeps_latents and not self.conditioning.extra
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -174,15 +179,10 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     """
     name, network = _supported(pipeline), network_of(pipeline)
     config = network.config
-    if config.in_channels != config.out_channels:
-        raise SlimdpmError(
-            f"the U-Net has {config.in_channels} channels in and {config.out_channels} out: "
-            "networks that predict a variance too, or inpaint, are not supported"
-        )
     if not isinstance(config.sample_size, int):
         raise SlimdpmError(f"the U-Net's sample_size is {config.sample_size}: a square size is needed in its config")
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
-    shell = Shell(pipeline_class(name), pipeline.scheduler, config.sample_size, config.in_channels, autoencoder)
+    shell = Shell(pipeline_class(name), pipeline.scheduler, config.sample_size, config.out_channels, autoencoder)
     conditioning = conditioning_of(pipeline, network, shell.image_size)
     own = conditioning.pipeline or name
     parts = _others(pipeline) if own == name else {"vqvae": autoencoder}

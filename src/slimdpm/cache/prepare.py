@@ -80,7 +80,7 @@ def _images(job: Job, shell, cache: Cache | None, accelerator: Accelerator, disp
     decoder = Decoder(shell.image_size, shell.image_channels, data.crop, data.interpolation)
     if cache is not None and isinstance(job.source, Samples):
         return prepare_samples(job.source, shell, cache.root, dtype=cache.dtype, device=cache.device, display=display)
-    if cache is not None and shell.autoencoder is not None and data.keeps_latents:
+    if cache is not None and shell.keeps_latents(data):
         return prepare_latents(
             job.source,
             decoder,

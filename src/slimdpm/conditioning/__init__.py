@@ -1,7 +1,7 @@
-"""What the network is given beside the noisy sample. The one place that knows which of three cases it is.
+"""What the network is given beside the noisy sample. The one place that knows which case it is.
 
-Nothing (`Unconditional`), a class (`ClassLabels`), or text (`Text`). All three answer the same questions: what a data
-set says about its images, what a training batch and what the samples give the network, what classifier-free guidance
+Nothing (`Unconditional`), a class (`ClassLabels`), text (`Text`), or text and an image (`Inpainting`, `Editing`). All
+answer the same questions: what a data set says about its images, what a training batch and what the samples give the network, what classifier-free guidance
 (arXiv 2207.12598) drops, and what the null condition looks like in its place.
 
 A *condition* is what is known of one image, as data: the number of its class, or its caption. Encoding it is a pure
@@ -14,11 +14,18 @@ from typing import Any
 
 from slimdpm.conditioning.base import EXTRA, Conditioning, Guidance, Request, Unconditional, call
 from slimdpm.conditioning.classes import ClassLabels, class_labels_of, new_class_labels
+from slimdpm.conditioning.image import Editing, Inpainting
 from slimdpm.conditioning.text import Text
 from slimdpm.errors import SlimdpmError
 
+_WITH_IMAGES: dict[str, type[Text]] = {
+    "StableDiffusionInpaintPipeline": Inpainting,
+    "StableDiffusionXLInpaintPipeline": Inpainting,
+    "StableDiffusionInstructPix2PixPipeline": Editing,
+}
+
 __all__ = [
-    "EXTRA", "ClassLabels", "Conditioning", "Guidance", "Request", "Text", "Unconditional", "call", "class_labels_of",
+    "EXTRA", "ClassLabels", "Conditioning", "Editing", "Guidance", "Inpainting", "Request", "Text", "Unconditional", "call", "class_labels_of",
     "conditioning_of", "new_class_labels",
 ]  # fmt: skip
 
@@ -32,10 +39,23 @@ def conditioning_of(pipeline: Any, network: Any, size: int) -> Conditioning:
         size: of its images in pixels.
 
     Raises:
-        SlimdpmError: for a network with cross-attention that nothing feeds.
+        SlimdpmError: for a network with cross-attention or further channels that nothing feeds.
     """
-    if hasattr(pipeline, "encode_prompt"):
-        return Text(pipeline, size)
+    given, predicted = network.config.in_channels, network.config.out_channels
+    conditioning = _conditioning_of(pipeline, network, size, sees=given != predicted)
+    if predicted + conditioning.extra != given:
+        raise SlimdpmError(
+            f"the U-Net of a {type(pipeline).__name__} has {given} channels in and {predicted} out: "
+            f"{predicted + conditioning.extra} and {predicted} are supported"
+        )
+    return conditioning
+
+
+def _conditioning_of(pipeline: Any, network: Any, size: int, sees: bool) -> Conditioning:
+    if hasattr(pipeline, "encode_prompt") or hasattr(pipeline, "_encode_prompt"):
+        # Around a network that sees no image, an inpainting pipeline paints over its samples at each step.
+        kinds = [_WITH_IMAGES[c.__name__] for c in type(pipeline).__mro__ if sees and c.__name__ in _WITH_IMAGES]
+        return [*kinds, Text][0](pipeline, size)
     labels = class_labels_of(pipeline, network)
     if labels is not None:
         return labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -27,12 +28,16 @@ class Request:
         prompts: texts.
         negative_prompt: takes the place of the null condition.
         guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
+        images: PIL or uint8 ``(H, W, 3)``, for a network that sees one; they are cut to the samples' size.
+        masks: of what inpainting paints anew: white, PIL or uint8 ``(H, W)``; by default a box in the middle.
     """
 
     classes: Sequence[int | str] = ()
     prompts: Sequence[str] = ()
     negative_prompt: str | None = None
     guidance: float | None = None
+    images: Sequence[Any] = ()
+    masks: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -43,20 +48,27 @@ class Guidance:
         given: the network's further inputs.
         null: the same for the null condition; None predicts without guidance.
         scale: 1 is no guidance.
+        between: the same with a part of the conditions (an image and no text); None if there is only one.
+        first_scale: of this part.
     """
 
     given: Inputs
     null: Inputs | None = None
     scale: float = 1.0
+    between: Inputs | None = None
+    first_scale: float = 1.0
 
     def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
-        """The guided prediction, ``null + scale (given − null)``, ``(B, C, H, W)``."""
+        """The guided prediction, ``(B, C, H, W)``: ``null + scale (given − null)``, or ``null + first_scale
+        (between − null) + scale (given − between)``."""
         if self.null is None:
             return call(network, sample, t, self.given)
-        both = map_inputs(lambda null, given: torch.cat([null, given]), self.null, self.given)
-        output = call(network, torch.cat([sample, sample]), t, both)  # (2B, C, H, W)
-        without, wanted = output.chunk(2)
-        return without + self.scale * (wanted - without)
+        rows = [self.null, *([] if self.between is None else [self.between]), self.given]
+        joined = reduce(partial(map_inputs, lambda first, second: torch.cat([first, second])), rows)
+        null, *between, given = call(network, torch.cat([sample] * len(rows)), t, joined).chunk(len(rows))
+        for part in between:
+            return null + self.first_scale * (part - null) + self.scale * (given - part)
+        return null + self.scale * (given - null)
 
 
 class Keeper(Protocol):
@@ -75,6 +87,7 @@ class Conditioning(Protocol):
         tokens: length of the sequence that cross-attention sees.
         modules: frozen networks that encode conditions.
         keepable: whether `kept` keeps what they make, so that training does without them.
+        extra: channels of an image that follow the noisy sample's; 0 for a network that sees none.
     """
 
     @property
@@ -88,6 +101,9 @@ class Conditioning(Protocol):
 
     @property
     def keepable(self) -> bool: ...
+
+    @property
+    def extra(self) -> int: ...
 
     def parts(self) -> dict[str, Any]:
         """What the pipeline is made with beside network, scheduler and autoencoder."""
@@ -128,7 +144,7 @@ class Conditioning(Protocol):
         """What a batch gives the network.
 
         Args:
-            batch: with ``"conditions"``, a tensor or a list of B.
+            batch: with ``"conditions"``, a tensor or a list of B; see `slimdpm.data.TrainingStream`.
             dropped: bool ``(B,)`` on the network's device: which ones the null condition replaces; None is none.
         """
 
@@ -151,6 +167,7 @@ class Unconditional:
 
     pipeline: str | None = None
     keepable = False
+    extra = 0
     tokens = 77  # of no account, but for a cross-attention network's cost
 
     @property
@@ -186,6 +203,7 @@ class Unconditional:
             "class": bool(request.classes),
             "prompt": bool(request.prompts),
             "negative prompt": request.negative_prompt is not None,
+            "image": len(request.images) > 0,
             "guidance": request.guidance not in (None, 1),
         }
         if any(asked.values()):

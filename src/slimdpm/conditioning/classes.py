@@ -37,6 +37,7 @@ class ClassLabels:
 
     pipeline: ClassVar[str | None] = "ClassConditionalLDMPipeline"
     keepable: ClassVar[bool] = False
+    extra: ClassVar[int] = 0
     tokens: ClassVar[int] = 1
     scale: ClassVar[float] = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
 
@@ -126,8 +127,8 @@ class ClassLabels:
         return self  # an embedder's one token is looked up as fast as a kept one
 
     def in_turn(self, request: Request) -> Sequence | None:
-        if request.prompts or request.negative_prompt is not None:
-            raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt")
+        if request.prompts or request.negative_prompt is not None or len(request.images):
+            raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt and no image")
         self._scale(request)
         return [self.number(wanted) for wanted in request.classes] or self.numbers
 

@@ -44,6 +44,7 @@ class Text:
 
     pipeline: str | None = None
     keepable = True
+    extra = 0
 
     def __init__(self, pipeline: Any, size: int, embeddings: Embeddings | None = None):
         given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
@@ -119,8 +120,8 @@ class Text:
         return Guidance(given, self._null(request.negative_prompt, len(prompts), device), facts["guidance"])
 
     def facts(self, request: Request) -> dict[str, Any]:
-        if request.classes:
-            raise SlimdpmError("the pipeline is text-to-image: it takes a prompt, no class")
+        if request.classes or (len(request.images) and not self.extra):
+            raise SlimdpmError("the pipeline is text-to-image: it takes a prompt, no class and no image")
         if not request.prompts:
             raise SlimdpmError("the pipeline is text-to-image: give a prompt, or data with captions")
         scale = self.scale if request.guidance is None else request.guidance
@@ -157,17 +158,20 @@ class Text:
     def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """``encoder_hidden_states`` ``(N, tokens, D)``, of XL ``text_embeds`` ``(N, P)`` too."""
         device = next(self._encoders[0].parameters()).device
-        with _quiet(self.encoder):
-            encoded = self.encoder.encode_prompt(
+        # InstructPix2Pix has none but the older method, which gives the bare tensor.
+        encode = getattr(self.encoder, "encode_prompt", None) or self.encoder._encode_prompt
+        with _quiet(encode.__module__):
+            encoded = encode(
                 prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
+        encoded = (encoded,) if isinstance(encoded, Tensor) else encoded
         return {"encoder_hidden_states": encoded[0]} | ({"text_embeds": encoded[2]} if len(encoded) == 4 else {})
 
 
 @contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
+def _quiet(module: str) -> Iterator[None]:
     """Captions that are too long are cut as the pipeline cuts them, without a warning at each step."""
-    logger = logging.getLogger(type(pipeline).encode_prompt.__module__)
+    logger = logging.getLogger(module)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
