@@ -142,6 +142,10 @@ def sample(
         list[str] | None, typer.Option("--prompt", help="Text; may be repeated.  [default: the run's]")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What shall not be seen.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="To inpaint or to edit; may be repeated.  [default: the run's]")
+    ] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="White where to inpaint.  [default: the middle]")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
@@ -156,6 +160,8 @@ def sample(
         slimdpm sample runs/clothing --class dress --class 3 --guidance 2
 
         slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
+
+        slimdpm sample runs/inpaint --prompt "a red dress" --image photo.jpg --mask mask.png
     """
     from slimdpm.conditioning import Request
     from slimdpm.pictures import write_samples
@@ -168,7 +174,7 @@ def sample(
         scheduler=scheduler,
         seed=seed,
         batch_size=batch_size,
-        request=Request(classes or (), prompt or (), negative_prompt, guidance),
+        request=Request(classes or (), prompt or (), negative_prompt, guidance, image or (), mask or ()),
         device=device,
         display=Display(console),
     )

@@ -197,6 +197,8 @@ def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Dis
 def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> DiffusionPipeline:
     run, accelerator = trainer.run, trainer.accelerator
     results = Results(job.recipe, run, job.plan.config, job.shell, job.teacher, accelerator.device, display)
+    if accelerator.is_main_process:
+        results.keep_images(trainer.images)
     with tracking(accelerator, job.recipe):
         weights = trainer.train(on_checkpoint=results.save_student, on_sample=results.save_grid)
     if report and accelerator.is_main_process:

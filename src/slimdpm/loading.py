@@ -35,6 +35,10 @@ PIPELINES = (
     "ClassConditionalLDMPipeline",
     *TEXT_TO_IMAGE,
 )
+_REFUSED = {
+    "LDMSuperResolutionPipeline": "it enlarges images that were degraded in a way that its files do not tell",
+    "StableDiffusionUpscalePipeline": "it enlarges images with noise of a level and a second scheduler of their own",
+}
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
 ASSETS = Path(__file__).parent / "assets"
 _OURS: dict[str, Any] = {
@@ -59,6 +63,13 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     return _OURS.get(name) or getattr(diffusers, name)
 
 
+def unsupported(what: str, name: str) -> SlimdpmError:
+    """The error for a pipeline that is none of `PIPELINES`."""
+    return SlimdpmError(
+        f"{what}; {_REFUSED.get(name, '')}{'; ' * (name in _REFUSED)}supported are {', '.join(PIPELINES)}"
+    )
+
+
 def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:
     """A saved pipeline, teacher's or student's, from a folder, a run folder or a hub id.
 
@@ -77,7 +88,7 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
     index = read_config(folder / "model_index.json")
     class_name = index.get("_class_name")
     if class_name not in PIPELINES:
-        raise SlimdpmError(f"{source} is a {class_name}; supported are {', '.join(PIPELINES)}")
+        raise unsupported(f"{source} is a {class_name}", class_name)
     if class_name in TEXT_TO_IMAGE and not is_transformers_available():
         raise SlimdpmError(f"a {class_name} needs the package transformers: pip install slimdpm[text]")
     model_of = load_model if weights else outline_model

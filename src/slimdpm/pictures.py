@@ -89,11 +89,12 @@ def write_samples(
 
 
 def _request(source: str, request: Request) -> Request:
-    """A run knows prompts for its samples, if none are given."""
+    """A run knows prompts and images for its samples, if none are given."""
     run = RunFolder(source)
-    if request.prompts or not run.recipe_file.is_file():
+    if not run.recipe_file.is_file():
         return request
-    return replace(request, prompts=run.recipe().samples.prompts)
+    prompts = request.prompts or run.recipe().samples.prompts
+    return replace(request, prompts=prompts, images=request.images or sorted(run.given.glob("*.png")))
 
 
 def _claim(folder: Path, settings: dict) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor, device, nn
 
 from slimdpm.conditioning import Request
+from slimdpm.data import Images
 from slimdpm.devices import resident
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, atomic_folder, save_tensors
@@ -102,6 +104,16 @@ class Results:
         assert self.teacher is not None
         return self.shell.with_unet(self.teacher.unet.to(self.place))
 
+    def keep_images(self, images: Images) -> None:
+        """What the samples of a network that sees images are made of: for each prompt an image of that caption."""
+        if not self.shell.conditioning.extra or self.run.given.exists():
+            return
+        captioned = {images.condition(number): number for number in reversed(range(len(images)))}
+        with atomic_folder(self.run.given) as temporary:
+            for place, prompt in enumerate(self.recipe.samples.prompts):
+                array = images.square(captioned.get(prompt, place % len(images)))
+                Image.fromarray(array).save(temporary / f"{place:05d}.png")
+
     def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
         """uint8 ``(count, H, W, C)`` with the recipe's sampler."""
         s = self.recipe.samples
@@ -113,7 +125,7 @@ class Results:
                 scheduler=s.scheduler,
                 seed=s.seed,
                 batch_size=s.batch_size,
-                request=Request((), s.prompts, s.negative_prompt, s.guidance),
+                request=Request((), s.prompts, s.negative_prompt, s.guidance, sorted(self.run.given.glob("*.png"))),
                 progress=task.advance,
             )
 

@@ -2,7 +2,7 @@
 
 ``recipe.yaml`` (resolved), ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``student/`` (a diffusers pipeline),
 ``report.html``, ``analysis/`` (of `slimdpm analyze`); besides, ``logs/`` for trackers and ``cache/`` for what is
-computed of the data once.
+computed of the data once, and ``given/`` for the images that samples are made of, if the network sees any.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self.given = self.path / "given"
         self.student = self.path / "student"
         self.report = self.path / "report.html"
         self.analysis = self.path / "analysis"

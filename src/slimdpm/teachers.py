@@ -26,6 +26,7 @@ from slimdpm.loading import (
     outline_model,
     pipeline_class,
     read_config,
+    unsupported,
 )
 from slimdpm.process import Process
 from slimdpm.recipe import DataRecipe
@@ -184,6 +185,11 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     shell = Shell(pipeline_class(name), pipeline.scheduler, config.sample_size, config.out_channels, autoencoder)
     conditioning = conditioning_of(pipeline, network, shell.image_size)
+    if config.in_channels != config.out_channels + conditioning.extra:
+        raise SlimdpmError(
+            f"the U-Net of this {name} has {config.in_channels} channels in and {config.out_channels} out; "
+            f"{config.out_channels + conditioning.extra} in would be right"
+        )
     own = conditioning.pipeline or name
     parts = _others(pipeline) if own == name else {"vqvae": autoencoder}
     shell = replace(shell, pipeline_class=pipeline_class(own), conditioning=conditioning, parts=parts)
@@ -205,7 +211,7 @@ def _supported(pipeline: DiffusionPipeline) -> str:
     """Which of `PIPELINES` it is."""
     name = next((c.__name__ for c in type(pipeline).__mro__ if c.__name__ in PIPELINES), None)
     if name is None:
-        raise SlimdpmError(f"a {type(pipeline).__name__} is not supported; supported are {', '.join(PIPELINES)}")
+        raise unsupported(f"a {type(pipeline).__name__} is not supported", type(pipeline).__name__)
     return name
 
 
@@ -229,6 +235,8 @@ def new_shell(
 
     Without `weights` the autoencoder is an outline on the meta device.
     """
+    if unet["in_channels"] != unet.get("out_channels", unet["in_channels"]):
+        raise SlimdpmError("a network with other channels in than out sees an image: give a pipeline that shows it one")
     conditioning = conditioning or Unconditional()
     scheduler = DDPMScheduler(timesteps, beta_schedule=beta_schedule, prediction_type=prediction)
     if autoencoder is None:

@@ -1,8 +1,8 @@
 """What the network is given beside the noisy sample. The one place that knows which case it is.
 
 Nothing (`Unconditional`), a class (`ClassLabels`), text (`Text`), or text and an image (`Inpainting`, `Editing`). All
-answer the same questions: what a data set says about its images, what a training batch and what the samples give the network, what classifier-free guidance
-(arXiv 2207.12598) drops, and what the null condition looks like in its place.
+answer the same questions: what a data set says about its images, what a training batch and what the samples give the
+network, what classifier-free guidance (arXiv 2207.12598) drops, and what the null condition looks like in its place.
 
 A *condition* is what is known of one image, as data: the number of its class, or its caption. Encoding it is a pure
 function of it and of frozen `modules`, so encoded conditions can be kept.
@@ -25,8 +25,8 @@ _WITH_IMAGES: dict[str, type[Text]] = {
 }
 
 __all__ = [
-    "EXTRA", "ClassLabels", "Conditioning", "Editing", "Guidance", "Inpainting", "Request", "Text", "Unconditional", "call", "class_labels_of",
-    "conditioning_of", "new_class_labels",
+    "EXTRA", "ClassLabels", "Conditioning", "Editing", "Guidance", "Inpainting", "Request", "Text", "Unconditional",
+    "call", "class_labels_of", "conditioning_of", "new_class_labels",
 ]  # fmt: skip
 
 
@@ -39,21 +39,11 @@ def conditioning_of(pipeline: Any, network: Any, size: int) -> Conditioning:
         size: of its images in pixels.
 
     Raises:
-        SlimdpmError: for a network with cross-attention or further channels that nothing feeds.
+        SlimdpmError: for a network with cross-attention that nothing feeds.
     """
-    given, predicted = network.config.in_channels, network.config.out_channels
-    conditioning = _conditioning_of(pipeline, network, size, sees=given != predicted)
-    if predicted + conditioning.extra != given:
-        raise SlimdpmError(
-            f"the U-Net of a {type(pipeline).__name__} has {given} channels in and {predicted} out: "
-            f"{predicted + conditioning.extra} and {predicted} are supported"
-        )
-    return conditioning
-
-
-def _conditioning_of(pipeline: Any, network: Any, size: int, sees: bool) -> Conditioning:
     if hasattr(pipeline, "encode_prompt") or hasattr(pipeline, "_encode_prompt"):
-        # Around a network that sees no image, an inpainting pipeline paints over its samples at each step.
+        # diffusers' inpainting takes networks, too, that see no image: it paints over their samples at each step.
+        sees = network.config.in_channels != network.config.out_channels
         kinds = [_WITH_IMAGES[c.__name__] for c in type(pipeline).__mro__ if sees and c.__name__ in _WITH_IMAGES]
         return [*kinds, Text][0](pipeline, size)
     labels = class_labels_of(pipeline, network)

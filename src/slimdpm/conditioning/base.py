@@ -28,8 +28,8 @@ class Request:
         prompts: texts.
         negative_prompt: takes the place of the null condition.
         guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
-        images: PIL or uint8 ``(H, W, 3)``, for a network that sees one; they are cut to the samples' size.
-        masks: of what inpainting paints anew: white, PIL or uint8 ``(H, W)``; by default a box in the middle.
+        images: for a network that sees one: paths, PIL or uint8 ``(H, W, 3)``; they are cut to the samples' size.
+        masks: white where inpainting paints anew, in the same way; by default a box in the middle.
     """
 
     classes: Sequence[int | str] = ()
@@ -203,7 +203,7 @@ class Unconditional:
             "class": bool(request.classes),
             "prompt": bool(request.prompts),
             "negative prompt": request.negative_prompt is not None,
-            "image": len(request.images) > 0,
+            "image": len(request.images) + len(request.masks) > 0,
             "guidance": request.guidance not in (None, 1),
         }
         if any(asked.values()):

@@ -127,7 +127,7 @@ class ClassLabels:
         return self  # an embedder's one token is looked up as fast as a kept one
 
     def in_turn(self, request: Request) -> Sequence | None:
-        if request.prompts or request.negative_prompt is not None or len(request.images):
+        if request.prompts or request.negative_prompt is not None or len(request.images) + len(request.masks):
             raise SlimdpmError("the pipeline is class-conditional: it takes a class, no prompt and no image")
         self._scale(request)
         return [self.number(wanted) for wanted in request.classes] or self.numbers

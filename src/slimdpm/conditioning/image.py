@@ -1,7 +1,7 @@
 """Text-to-image networks that see an image besides: inpainting, and editing by instruction (InstructPix2Pix).
 
-What they see of it are channels that follow those of the noisy sample, encoded as diffusers' own pipelines do, but for
-the mean of a latent in place of a draw. The image is that of the training batch, so its latents are not kept.
+What they see of it are channels behind those of the noisy sample, made as diffusers' own pipelines make them, but with
+the mean of a latent in place of a draw. They are made of the pixels at each step, so latents are not kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,33 +21,37 @@ from torch.nn import functional
 
 from slimdpm.conditioning.base import EXTRA, Guidance, Inputs, Request
 from slimdpm.conditioning.text import Text
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.images import pixels, square, upright
+
+_BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is given: the middle
 
 
 class _ImageAndText(Text):
-    """What the two have in common."""
-
-    needs: ClassVar[str]  # for people
+    needs: ClassVar[str]
 
     def in_turn(self, request: Request) -> Sequence | None:
-        raise SlimdpmError(f"the teacher makes images of {self.needs}: it cannot make the data, give images")
+        raise SlimdpmError(f"the teacher makes images of {self.needs}: it cannot make the data, give some")
 
     def facts(self, request: Request) -> dict[str, Any]:
         if not len(request.images):
-            raise SlimdpmError(f"the pipeline makes images of {self.needs}: give an image")
-        shown = {"images": [_digest(image) for image in request.images]}
+            raise SlimdpmError(
+                f"the pipeline makes images of {self.needs}: sample takes them as --image; evaluate and analyze do not"
+            )
+        if len(request.masks) and "mask" not in self.needs:
+            raise SlimdpmError("the pipeline edits whole images: it takes no mask")
+        opened = {"images": map(_opened, request.images), "masks": map(_opened, request.masks)}
+        shown = {name: [hashlib.sha256(i.tobytes()).hexdigest()[:12] for i in some] for name, some in opened.items()}
         return {**super().facts(request), **shown}
 
     def describe(self, drop: float) -> str | None:
-        return f"{super().describe(drop)}; and {self.needs}, of each training image"
+        return f"{super().describe(drop)}; {self.needs} at each step, so latents are not kept"
 
-    def _asked(self, images: Sequence[Any], indices: range, channels: int) -> Tensor:
-        """The images for samples of these numbers as float squares ``(B, C, H, W)`` in [0, 1]."""
-        chosen = [images[i % len(images)] for i in indices]
-        given = [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in chosen]
-        squares = np.stack([pixels(square(upright(image, channels), self.size)) for image in given])
-        return torch.from_numpy(squares).permute(0, 3, 1, 2) / 255
+    def _squares(self, images: Sequence[Any], indices: range, channels: int) -> Tensor:
+        """The images for samples of these numbers, ``(B, C, H, W)`` in [−1, 1]."""
+        chosen = [upright(_opened(images[i % len(images)]), channels) for i in indices]
+        squares = np.stack([pixels(square(image, self.size)) for image in chosen])
+        return torch.from_numpy(squares).permute(0, 3, 1, 2) / 127.5 - 1
 
     @torch.no_grad()
     def _latents(self, images: Tensor) -> Tensor:
@@ -56,10 +61,7 @@ class _ImageAndText(Text):
 
 
 class Inpainting(_ImageAndText):
-    """A mask, and the latents of the image without what it covers.
-
-    Training draws masks of its own, see `random_mask`; samples without one get a box in the middle.
-    """
+    """A mask, and the latents of the image where it is grey under the mask. Training draws its masks."""
 
     needs = "an image and a mask"
 
@@ -68,34 +70,29 @@ class Inpainting(_ImageAndText):
         return 1 + self.encoder.vae.config.latent_channels
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        size = batch["images"].shape[-2:]
-        masks = np.stack([random_mask(*size, np.random.default_rng(int(draw))) for draw in batch["draws"]])
-        shown = self._masked(batch["images"], torch.from_numpy(masks)[:, None])
-        return {**super().training_inputs(batch, dropped), EXTRA: shown}
+        size, draws = batch["images"].shape[-2:], batch["draws"].tolist()
+        masks = torch.from_numpy(np.stack([random_mask(*size, np.random.default_rng(draw)) for draw in draws]))
+        return {**super().training_inputs(batch, dropped), EXTRA: self._masked(batch["images"], masks[:, None])}
 
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
         guidance = super().sampling_inputs(indices, request, device)
-        images = self._asked(request.images, indices, 3) * 2 - 1
-        masks = self._asked(request.masks, indices, 1) if len(request.masks) else _box(images)
-        shown = {EXTRA: self._masked(images, masks >= 0.5)}
+        masks = self._squares(request.masks if len(request.masks) else [_BOX], indices, 1) >= 0
+        shown = {EXTRA: self._masked(self._squares(request.images, indices, 3), masks)}
         null = None if guidance.null is None else {**guidance.null, **shown}
         return replace(guidance, given={**guidance.given, **shown}, null=null)
-
-    def facts(self, request: Request) -> dict[str, Any]:
-        return {**super().facts(request), "masks": [_digest(mask) for mask in request.masks]}
 
     def card(self) -> dict[str, str]:
         return {**super().card(), "tag": "inpainting", "call": '"a prompt", image=image, mask_image=mask, '}
 
     def _masked(self, images: Tensor, masks: Tensor) -> Tensor:
-        """``(B, 1 + C, h, w)`` for images ``(B, 3, H, W)`` in [−1, 1] and bool masks ``(B, 1, H, W)``."""
-        latents = self._latents(images.masked_fill(masks, 0)) * self.encoder.vae.config.scaling_factor
+        """``(B, 1 + C, h, w)`` of images ``(B, 3, H, W)`` and bool masks ``(B, 1, H, W)``."""
+        latents = self._latents(images.masked_fill(masks.to(images.device), 0))
         small = functional.interpolate(masks.float(), size=latents.shape[-2:]).to(latents)  # (B, 1, h, w)
-        return torch.cat([small, latents], dim=1)
+        return torch.cat([small, latents * self.encoder.vae.config.scaling_factor], dim=1)
 
 
 class Editing(_ImageAndText):
-    """The latents of the image that a text says how to change. A training image stands for its own original."""
+    """The latents of the image that the text says how to change. A training image stands for its own original."""
 
     needs = "an image and an instruction"
 
@@ -105,25 +102,19 @@ class Editing(_ImageAndText):
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         shown = self._latents(batch["images"])
-        if dropped is not None:  # guidance asks for: text and image, the image alone, neither
+        if dropped is not None:  # guidance asks with text and image, with the image alone, and with neither
             neither = dropped.to(shown.device) & (batch["draws"].to(shown.device) % 2 == 0)
             shown = shown.masked_fill(neither[:, None, None, None], 0)
         return {**super().training_inputs(batch, dropped), EXTRA: shown}
 
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
         guidance = super().sampling_inputs(indices, request, device)
-        shown = self._latents(self._asked(request.images, indices, 3) * 2 - 1)
-        given = {**guidance.given, EXTRA: shown}
+        shown = self._latents(self._squares(request.images, indices, 3))
         if guidance.null is None:
-            return Guidance(given)
-        image = {**guidance.null, EXTRA: shown}
+            return Guidance({**guidance.given, EXTRA: shown})
+        image, neither = {**guidance.null, EXTRA: shown}, {**guidance.null, EXTRA: torch.zeros_like(shown)}
         scale = inspect.signature(type(self.encoder).__call__).parameters["image_guidance_scale"].default
-        return Guidance(given, {**guidance.null, EXTRA: torch.zeros_like(shown)}, guidance.scale, image, scale)
-
-    def facts(self, request: Request) -> dict[str, Any]:
-        if len(request.masks):
-            raise SlimdpmError("the pipeline edits whole images: it takes no mask")
-        return super().facts(request)
+        return Guidance({**guidance.given, EXTRA: shown}, neither, guidance.scale, image, scale)
 
     def card(self) -> dict[str, str]:
         return {**super().card(), "tag": "image-to-image", "call": '"an instruction", image=image, '}
@@ -131,29 +122,22 @@ class Editing(_ImageAndText):
 
 def random_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """What is to be painted anew, bool ``(H, W)``: all in a quarter of the cases, else one to four boxes or strokes."""
-    if rng.random() < 0.25:
-        return np.ones((height, width), bool)
-    canvas, sides = Image.new("1", (width, height)), np.array([width, height])
+    canvas = Image.new("1", (width, height), int(rng.random() < 0.25))
     draw, strokes = ImageDraw.Draw(canvas), rng.random() < 0.5
     for _ in range(rng.integers(1, 5)):
+        points = rng.random((4, 2)) * (width, height)
         if strokes:
-            points = rng.random((rng.integers(2, 7), 2)) * sides
-            brush = max(1, round(rng.uniform(1 / 16, 1 / 6) * min(sides)))
-            draw.line([tuple(point) for point in points], fill=1, width=brush, joint="curve")
+            brush = max(1, round(rng.uniform(0.05, 0.2) * min(width, height)))
+            draw.line(points.flatten().tolist(), fill=1, width=brush, joint="curve")
         else:
-            corner, extent = rng.random(2) * 0.9 * sides, rng.uniform(0.1, 0.6, 2) * sides
-            draw.rectangle([tuple(corner), tuple(corner + extent)], fill=1)
+            draw.rectangle((*points[:2].min(0), *points[:2].max(0)), fill=1)
     return np.asarray(canvas)
 
 
-def _box(images: Tensor) -> Tensor:
-    """Masks ``(B, 1, H, W)`` of half the height and half the width."""
-    masks = torch.zeros_like(images[:, :1])
-    height, width = masks.shape[-2:]
-    masks[..., height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
-    return masks
-
-
-def _digest(image: Any) -> str:
-    array = np.asarray(image)
-    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:12]
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, Path):
+        with blamed(f"the image {image} cannot be read"):
+            opened = Image.open(image)
+            opened.load()
+            return opened
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))

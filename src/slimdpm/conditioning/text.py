@@ -120,7 +120,7 @@ class Text:
         return Guidance(given, self._null(request.negative_prompt, len(prompts), device), facts["guidance"])
 
     def facts(self, request: Request) -> dict[str, Any]:
-        if request.classes or (len(request.images) and not self.extra):
+        if request.classes or (not self.extra and len(request.images) + len(request.masks)):
             raise SlimdpmError("the pipeline is text-to-image: it takes a prompt, no class and no image")
         if not request.prompts:
             raise SlimdpmError("the pipeline is text-to-image: give a prompt, or data with captions")
