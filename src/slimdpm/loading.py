@@ -63,7 +63,7 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     return _OURS.get(name) or getattr(diffusers, name)
 
 
-def unsupported(what: str, name: str) -> SlimdpmError:
+def unsupported(what: str, name: str | None) -> SlimdpmError:
     """The error for a pipeline that is none of `PIPELINES`."""
     return SlimdpmError(
         f"{what}; {_REFUSED.get(name, '')}{'; ' * (name in _REFUSED)}supported are {', '.join(PIPELINES)}"

@@ -70,9 +70,10 @@ class Inpainting(_ImageAndText):
         return 1 + self.encoder.vae.config.latent_channels
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
-        size, draws = batch["images"].shape[-2:], batch["draws"].tolist()
-        masks = torch.from_numpy(np.stack([random_mask(*size, np.random.default_rng(draw)) for draw in draws]))
-        return {**super().training_inputs(batch, dropped), EXTRA: self._masked(batch["images"], masks[:, None])}
+        images, streams = batch["images"], map(np.random.default_rng, batch["draws"].tolist())
+        masks = np.stack([random_mask(images.shape[-2], images.shape[-1], rng) for rng in streams])  # (B, H, W)
+        shown = self._masked(images, torch.from_numpy(masks)[:, None])
+        return {**super().training_inputs(batch, dropped), EXTRA: shown}
 
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
         guidance = super().sampling_inputs(indices, request, device)

@@ -44,7 +44,6 @@ class Text:
 
     pipeline: str | None = None
     keepable = True
-    extra = 0
 
     def __init__(self, pipeline: Any, size: int, embeddings: Embeddings | None = None):
         given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
@@ -53,6 +52,10 @@ class Text:
         self.tokens = pipeline.tokenizer.model_max_length
         self.zeros = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.scale = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
+
+    @property
+    def extra(self) -> int:
+        return 0
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -161,7 +164,7 @@ class Text:
         # InstructPix2Pix has none but the older method, which gives the bare tensor.
         encode = getattr(self.encoder, "encode_prompt", None) or self.encoder._encode_prompt
         with _quiet(encode.__module__):
-            encoded = encode(
+            encoded: Any = encode(
                 prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
         encoded = (encoded,) if isinstance(encoded, Tensor) else encoded
