@@ -35,7 +35,7 @@ PIPELINES = (
     "ClassConditionalLDMPipeline",
     *TEXT_TO_IMAGE,
 )
-_REFUSED = {
+_REFUSED: dict[str, str] = {  # pipelines, and why
     "LDMSuperResolutionPipeline": "it enlarges images that were degraded in a way that its files do not tell",
     "StableDiffusionUpscalePipeline": "it enlarges images with noise of a level and a second scheduler of their own",
 }
@@ -63,11 +63,9 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     return _OURS.get(name) or getattr(diffusers, name)
 
 
-def unsupported(what: str, name: str | None) -> SlimdpmError:
+def unsupported(what: str, name: Any) -> SlimdpmError:
     """The error for a pipeline that is none of `PIPELINES`."""
-    return SlimdpmError(
-        f"{what}; {_REFUSED.get(name, '')}{'; ' * (name in _REFUSED)}supported are {', '.join(PIPELINES)}"
-    )
+    return SlimdpmError("; ".join([what, *filter(None, [_REFUSED.get(name)]), f"supported are {', '.join(PIPELINES)}"]))
 
 
 def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:
