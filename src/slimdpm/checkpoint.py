@@ -5,14 +5,14 @@ A checkpoint is a folder ``step-00001000`` with
 - ``student.safetensors``, ``ema.safetensors``: the U-Net's weights, by their own names;
 - ``aligners.safetensors``: the 1x1 convolutions of distillation;
 - ``optimizer.safetensors``: the optimiser's moments, by parameter number;
-- ``state.json``: the step and counters; the learning rate's schedule follows from the step.
+- ``state.json``: the step and counters; the learning rate's schedule follows from the step. It also holds the digests
+  of all files: a run goes on from what was written, or says what was changed.
 
 There is no state of a random generator: each step seeds its own (see `slimdpm.training`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from slimdpm.distill import TappedStudent
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_folder, load_tensors, save_tensors, write_json
+from slimdpm.errors import SlimdpmError, first_line
+from slimdpm.files import atomic_folder, load_tensors, read_sealed, save_tensors, write_sealed
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -76,20 +76,29 @@ def save_checkpoint(folder: Path, state: Trainable, *, keep: int) -> Path:
             "optimizer_groups": groups,
             "scaler": state.scaler.state_dict() if state.scaler else None,
         }
-        write_json(temporary / "state.json", values)
+        write_sealed(temporary / "state.json", values, temporary.glob("*.safetensors"))
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
 
-def load_checkpoint(path: Path, state: Trainable) -> None:
+def load_checkpoint(path: Path, state: Trainable) -> bool:
     """Bring `state` to where the checkpoint left it.
 
+    Returns:
+        whether it could be verified; those of earlier versions have no digests.
+
     Raises:
-        SlimdpmError: if a file is missing or damaged, or belongs to another network.
+        SlimdpmError: if a file is missing, added or changed, or belongs to another step or network.
     """
     try:
-        values = json.loads((path / "state.json").read_text())
+        values = read_sealed(path / "state.json", unsealed=True)
+        verified = "files" in values
+        added = {file.name for file in path.glob("[!.]*")} - {*values.get("files", ()), "state.json"}
+        if verified and added:
+            raise SlimdpmError(f"{min(added)} is none of its files")
+        if values["step"] != checkpoint_step(path):
+            raise SlimdpmError(f"it is of step {values['step']}")
         state.student.unet.load_state_dict(load_tensors(path / "student.safetensors"))
         state.student.aligners.load_state_dict(load_tensors(path / "aligners.safetensors"))
         averages = load_tensors(path / "ema.safetensors")
@@ -102,11 +111,11 @@ def load_checkpoint(path: Path, state: Trainable) -> None:
         if state.scaler and values["scaler"]:
             state.scaler.load_state_dict(values["scaler"])
         state.step, state.seconds = values["step"], values["seconds"]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SlimdpmError(
-            f"checkpoint {path} cannot be read ({reason}); remove it to go on from the one before"
-        ) from None
+    except (SlimdpmError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        before = [other for other in checkpoints(path.parent) if checkpoint_step(other) < checkpoint_step(path)]
+        way = f"to go on from {before[-1].name}" if before else "to start again: there is none before it"
+        raise SlimdpmError(f"checkpoint {path} cannot be used ({first_line(error)}); remove it {way}") from None
+    return verified
 
 
 def ema_weights(unet: nn.Module, ema: EMAModel) -> dict[str, Tensor]:

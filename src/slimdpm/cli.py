@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -280,6 +281,7 @@ def _tell(job: Any, output: Path, as_json: bool) -> None:
 
     check_trackers(job.recipe.train.trackers)
     run = RunFolder(output)
+    job = replace(job, recipe=run.settled(job.recipe))
     run.check(job.recipe)
     found = checkpoints(run.checkpoints)
     rank, processes = launched()

@@ -7,7 +7,6 @@ seen, so nothing of a data loader's state needs saving.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_file, write_json
+from slimdpm.files import atomic_file, read_sealed, write_sealed
 from slimdpm.images import pixels, square, upright
 from slimdpm.sources import Arrays, Source
+from slimdpm.stopping import leave_to_parent
 
 if TYPE_CHECKING:
     from slimdpm.cache.store import Store
@@ -114,6 +114,7 @@ def prepare_images(
     cache: Path | None = None,
     workers: int = 0,
     track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Images:
     """Decode every image once: the broken ones are found before training, the squares are kept if they can be.
 
@@ -123,6 +124,7 @@ def prepare_images(
         cache: a folder for the squares (center crops) and for the list of broken images; None keeps nothing.
         workers: processes that decode.
         track: wraps the iteration, for a progress bar; called with the items and their number.
+        say: is told what is damaged of the cache and made again.
 
     Raises:
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
@@ -133,20 +135,29 @@ def prepare_images(
     key = hashlib.sha256(repr((source.identity(), decoder)).encode()).hexdigest()[:16]
     index_file = cache / f"images-{key}.json" if cache else None
     squares_file = cache / f"images-{key}.npy" if cache and keep_squares else None
-    kept = [file for file in (index_file, squares_file) if file is not None]
-    if not kept or not all(file.exists() for file in kept):
+    broken = None if index_file is None else _kept(index_file, say)
+    if broken is None:
         broken = _decode_all(source, decoder, squares_file, workers, track)
         if len(broken) == len(source) and squares_file is not None:
             squares_file.unlink()
         check_readable(source, broken)
         if index_file is not None:
-            write_json(index_file, [[i, name, reason] for i, (name, reason) in broken.items()])
-    else:
-        assert index_file is not None
-        broken = {i: (name, reason) for i, name, reason in json.loads(index_file.read_text())}
+            listed = [[i, name, reason] for i, (name, reason) in broken.items()]
+            write_sealed(index_file, {"broken": listed}, [squares_file] if squares_file else [])
     good = np.array([i for i in range(len(source)) if i not in broken])
     squares = np.load(squares_file, mmap_mode="r") if squares_file else None
     return Images(source, decoder, good, list(broken.values()), squares)
+
+
+def _kept(index_file: Path, say: Callable[[str], None]) -> dict[int, tuple[str, str]] | None:
+    """The broken images of a cache that is as it was written; None if there is none."""
+    if not index_file.exists():
+        return None
+    try:
+        return {i: (name, reason) for i, name, reason in read_sealed(index_file)["broken"]}
+    except SlimdpmError as error:
+        say(f"{error}; the images are decoded again")
+        return None
 
 
 def check_readable(source: Source, broken: Mapping[int, tuple[str, str]]) -> None:
@@ -179,7 +190,7 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
 
 def _loader(dataset: Dataset, **options: Any) -> DataLoader:
     """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator."""
-    return DataLoader(dataset, generator=torch.Generator(), **options)
+    return DataLoader(dataset, generator=torch.Generator(), worker_init_fn=leave_to_parent, **options)
 
 
 def _as_is(item):

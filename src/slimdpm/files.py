@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: everything is written under a temporary name and renamed."""
+"""Files that are either whole or absent: everything is written under a temporary name and renamed.
+
+What is kept to be read again is sealed: a JSON file beside it holds its digest, and `read_sealed` finds any change.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,26 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.documents import read_json
+from slimdpm.errors import SlimdpmError, first_line
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()  # processes are numbered by host
+_TEMPORARY = re.compile(rf"\..*\.tmp-(?:{_HOST}-)?(\d+)")  # those of earlier versions name no host
 
 
 @contextmanager
@@ -29,8 +38,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         SlimdpmError: if the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with _explained(path):
+    temporary = _temporary(path)
+    with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -43,8 +52,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """`atomic_file` for a folder that does not exist yet."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with _explained(path):
+    temporary = _temporary(path)
+    with explained(path):
+        shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with our number
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -55,9 +65,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what a killed process left half-written in a folder, of one file or of all."""
+def remove_leftovers(folder: Path, name: str = "*", *, locked: bool = False) -> None:
+    """Remove what killed processes left half-written in a folder.
+
+    Args:
+        folder: to look in.
+        name: of the file that they wrote; by default all.
+        locked: the caller holds what keeps others from writing it, so nobody is at it; else only leftovers of
+            processes of this machine that are dead go.
+    """
     for leftover in folder.glob(f".{name}.tmp-*"):
+        writer = _TEMPORARY.fullmatch(leftover.name)
+        if not locked and (writer is None or psutil.pid_exists(int(writer[1]))):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -66,13 +86,59 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 def digest_files(paths: Sequence[Path]) -> str:
     """Of the contents of files, in this order."""
+    return hashlib.blake2b(b"".join(_digests(paths)), digest_size=16).hexdigest()
 
+
+def write_sealed(path: Path, values: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
+    """JSON with digests of itself and of files that lie, or will lie, beside it under these names."""
+    files = sorted(files)
+    sealed = {**values, "files": {f.name: digest.hex()[:32] for f, digest in zip(files, _digests(files), strict=True)}}
+    write_json(path, {**sealed, "digest": _seal(path.name, sealed)})
+
+
+def read_sealed(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
+    """What `write_sealed` wrote, ``"files"`` the digests by name.
+
+    Args:
+        path: of the JSON.
+        unsealed: take one of an earlier version, without digests, as it is.
+
+    Raises:
+        SlimdpmError: if it, or one of the files beside it, is missing or not what was written.
+    """
+    values = read_json(path)
+    if unsealed and isinstance(values, dict) and not {"files", "digest"} & values.keys():
+        return values
+    digest = values.pop("digest", None) if isinstance(values, dict) else None
+    if digest is None or digest != _seal(path.name, values):
+        raise SlimdpmError(f"{path} is damaged or of an earlier version")
+    digests = values["files"]
+    files = [path.with_name(name) for name in digests]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise SlimdpmError(f"{missing} is missing")
+    try:
+        found = list(_digests(files))
+    except OSError as error:
+        raise SlimdpmError(f"{error.filename} cannot be read: {first_line(error)}") from None
+    damaged = [file for file, digest in zip(files, found, strict=True) if digest.hex()[:32] != digests[file.name]]
+    if damaged:
+        raise SlimdpmError(f"{damaged[0]} is damaged: its content is not what was written")
+    return values
+
+
+def _digests(files: Sequence[Path]) -> list[bytes]:
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
 
     with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter free
-        return hashlib.blake2b(b"".join(pool.map(digest, paths)), digest_size=16).hexdigest()
+        return list(pool.map(digest, files))
+
+
+def _seal(name: str, values: Mapping[str, Any]) -> str:
+    text = json.dumps([name, values], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,7 +152,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """One more line at the end of a log. A kill may cut it short: readers leave such a line out."""
-    with _explained(path), path.open("a", encoding="utf-8") as file:
+    with explained(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -112,21 +178,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the ways in which a disk refuses into one clear line."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn all the ways in which a disk refuses to write `path` into one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except (OSError, SafetensorError) as error:
+        number, reason = getattr(error, "errno", None), first_line(error)
+        if number in _FULL:
             raise SlimdpmError(f"no space left on the disk for {path}; nothing was half-written") from error
-        if isinstance(error, (PermissionError, NotADirectoryError)) or error.errno == errno.EROFS:
-            raise SlimdpmError(f"{path} cannot be written: {error.strerror}") from error
-        raise
-    except SafetensorError as error:
-        # The writer of safetensors reports the system's refusal as text.
-        raise SlimdpmError(
-            f"{path} cannot be written, is the disk full? ({error}); nothing was half-written"
-        ) from error
+        if number is None:  # the writers of safetensors and numpy report the system's refusal as text
+            reason += ", is the disk full?"
+        raise SlimdpmError(f"{path} cannot be written: {reason}; nothing was half-written") from error
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is written that will be `path`; the name says by whom."""
+    return path.with_name(f".{path.name}.tmp-{_HOST}-{os.getpid()}")
 
 
 def _sync(path: Path) -> None:

@@ -11,14 +11,15 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from slimdpm.cache.prepare import prepare_data
+from slimdpm.cache.prepare import inputs_of, prepare_data
 from slimdpm.cache.samples import Samples, plan_samples
+from slimdpm.checkpoint import checkpoint_step, checkpoints
 from slimdpm.conditioning import new_class_labels
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair, match_features
 from slimdpm.inherit import MIXING, inheritable
-from slimdpm.parallel import make_accelerator, tracking
+from slimdpm.parallel import make_accelerator, tracking, where
 from slimdpm.presets import find_network
 from slimdpm.profile import Cost, measure
 from slimdpm.recipe import TEACHER, Recipe
@@ -75,6 +76,10 @@ class Job:
         lines += [conditioning] if conditioning else []
         size = self.shell.image_size
         lines.append(f"data: {recipe.data.described(len(self.source))} as {size}x{size}")
+        train = recipe.train
+        if train.warmup_steps >= train.steps:
+            reached = f"{train.steps / train.warmup_steps:.0%} of train.lr"
+            lines.append(f"warning: train.warmup is {train.warmup} of {train.steps} steps: the rate ends at {reached}")
         return lines
 
 
@@ -156,6 +161,7 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
     """
     display = display or Display()
     run = RunFolder(folder)
+    job = replace(job, recipe=run.settled(job.recipe))
     run.check(job.recipe)
     accelerator = make_accelerator(job.recipe, run)
     if not accelerator.is_main_process:
@@ -164,9 +170,11 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
         run.open(job.recipe)
     accelerator.wait_for_everyone()
     try:
-        for line in job.describe():
+        for line in [*job.describe(), *where(accelerator)]:
             display.say(line)
         try:
+            if accelerator.is_main_process:
+                _check_inputs(job, run, display)
             trainer = new_trainer(job, run, accelerator, display)
         except SlimdpmError:
             run.discard_if_new()
@@ -174,6 +182,22 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
         return _train(job, trainer, display, report)
     finally:
         run.close()
+
+
+def _check_inputs(job: Job, run: RunFolder, display: Display) -> None:
+    """Refuse to go on with other networks or images than a run began with; one that has all its steps may finish.
+
+    Raises:
+        SlimdpmError: naming what differs.
+    """
+    changed = " and ".join(run.changed_inputs(inputs_of(job, run)))
+    if not changed:
+        return
+    found = checkpoints(run.checkpoints)
+    line = f"{run.path} was begun with another content of {changed}"
+    if not found or checkpoint_step(found[-1]) < job.recipe.train.steps:
+        raise SlimdpmError(f"{line}; put back what was there, or choose another folder")
+    display.say(f"warning: {line}; all steps are taken, the report is written with what is there now")
 
 
 def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:

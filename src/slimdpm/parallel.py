@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,6 +64,18 @@ def processes() -> PartialState:
 def launched() -> tuple[int, int]:
     """This process's rank and how many there are in its launch, without meeting the others."""
     return get_int_from_env(["RANK"], 0), get_int_from_env(["WORLD_SIZE"], 1)
+
+
+def where(accelerator: Accelerator) -> list[str]:
+    """On what a run trains, in a line; and one more if its launcher was asked for more."""
+    count = accelerator.num_processes
+    lines = [f"device: {accelerator.device.type}, {count} {'process' if count == 1 else 'processes'}"]
+    if count == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        lines.append(
+            "warning: the launcher was asked for several processes and started one: accelerate's needs a GPU for each; "
+            "torchrun --nproc_per_node 2 -m slimdpm.cli starts two on any machine"
+        )
+    return lines
 
 
 def pick_device(name: str | None) -> torch.device:

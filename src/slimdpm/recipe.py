@@ -162,7 +162,8 @@ class TrainRecipe(Section):
     max_batch_per_device: Batch | None = None  # more are accumulated
     lr: float = Field(2e-4, gt=0, le=1e3)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(500, ge=0, le=10**9)  # steps
+    # Steps in which the rate rises; by default 500, of a short run a tenth.
+    warmup: int | None = Field(None, ge=0, le=10**9)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: Number = 0.0
     clip: float | None = Field(1.0, gt=0, le=1e6)  # norm of the gradient
@@ -181,6 +182,10 @@ class TrainRecipe(Section):
         None, ge=0, le=10**9
     )  # steps between grids of samples; five in a run by default, 0: none
     trackers: list[str] = ["tensorboard"]
+
+    @property
+    def warmup_steps(self) -> int:
+        return min(500, self.steps // 10) if self.warmup is None else self.warmup
 
 
 class SampleRecipe(Section):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from torch import Tensor
 
 from slimdpm.analysis.spectrum import radial_spectrum
+from slimdpm.conditioning import Unconditional
 from slimdpm.data import Images
 from slimdpm.devices import resident
 from slimdpm.figures import errors_figure, losses_figure, spectra_figure
@@ -66,6 +68,7 @@ class Report:
     facts: Mapping[str, str]
     recipe: str
     student: str | None = None  # the folder to load
+    card: Mapping[str, str] = field(default_factory=lambda: Unconditional().card())  # how
     analysis: str = ""  # HTML of `slimdpm analyze`
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -80,7 +83,7 @@ def write_report(path: Path, report: Report) -> None:
     """Write the page; pictures and figures are inside it."""
     reference = report.entries[0]
     size = reference.samples.shape[1]
-    spectra = {"real images": radial_spectrum(report.real)}
+    spectra = {"real images": radial_spectrum(report.real)} if len(report.real) else {}
     spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
     curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
     errors = {entry.name: entry.errors for entry in report.entries if entry.errors is not None}
@@ -96,7 +99,9 @@ def write_report(path: Path, report: Report) -> None:
             ]
             for i in range(0, min(_STRIPS * _COLUMNS, len(reference.samples)), _COLUMNS)
         ],
-        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(size))),
+        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(size)))
+        if len(report.real)
+        else None,
         spectra=spectra_figure(spectra),
         losses=losses_figure(curves) if curves else None,
         errors=errors,
@@ -134,7 +139,7 @@ def write_run_report(
     if results.teacher is not None:
         summary = f"{results.teacher.name} made {plan.ratio:.1f} times cheaper"
     with resident(results.shell.frozen, results.place):  # the teacher's samples are decoded to be shown
-        real = np.stack([images.square(int(i), np.random.default_rng(int(i))) for i in chosen])
+        real = _readable(images, chosen)
     report = Report(
         title=run.path.resolve().name,
         summary=summary,
@@ -143,9 +148,20 @@ def write_run_report(
         facts=facts,
         recipe=recipe.to_yaml(),
         student=str(run.student),
+        card=results.shell.conditioning.card(),
+        notes=[] if len(real) == len(chosen) else [f"{len(chosen) - len(real)} of the images cannot be read any more"],
         analysis=run.analysis_html.read_text(encoding="utf-8") if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
+
+
+def _readable(images: Images, chosen: Iterable[int]) -> np.ndarray:
+    """The squares of those that can be read: what has been trained is worth a report, whatever became of the data."""
+    squares = []
+    for number in map(int, chosen):
+        with suppress(Exception):  # decoders raise anything at all
+            squares.append(images.square(number, np.random.default_rng(number)))
+    return np.stack(squares) if squares else np.empty((0, 1, 1, 1), np.uint8)
 
 
 _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"

@@ -98,7 +98,7 @@ class Results:
             if self._teacher_samples is None:
                 self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
             rows = stacked(self._teacher_samples, students)
-        save_picture(self.run.samples / f"step-{step:08d}.png", grid(rows, columns, zoom=zoom_for(students.shape[1])))
+        save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students.shape[1])))
 
     def teacher_pipeline(self) -> DiffusionPipeline:
         assert self.teacher is not None

@@ -1,8 +1,9 @@
 """The run folder, the unit that a user keeps.
 
-``recipe.yaml`` (resolved), ``checkpoints/``, ``metrics.jsonl``, ``samples/``, ``student/`` (a diffusers pipeline),
-``report.html``, ``analysis/`` (of `slimdpm analyze`); besides, ``logs/`` for trackers and ``cache/`` for what is
-computed of the data once, and ``given/`` for the images that samples are made of, if the network sees any.
+``recipe.yaml`` (resolved), ``inputs.json`` (which teacher and which images, by content), ``checkpoints/``,
+``metrics.jsonl``, ``samples/``, ``student/`` (a diffusers pipeline), ``report.html``, ``analysis/`` (of `slimdpm
+analyze`); besides, ``logs/`` for trackers and ``cache/`` for what is computed of the data once, and ``given/`` for the
+images that samples are made of, if the network sees any.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import append_line, remove_leftovers, write_text
+from slimdpm.files import append_line, explained, read_sealed, remove_leftovers, write_sealed, write_text
 from slimdpm.recipe import Recipe, differences, read_recipe
 
 
@@ -26,6 +27,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self.recipe_file = self.path / "recipe.yaml"
+        self.inputs_file = self.path / "inputs.json"
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
@@ -38,6 +40,18 @@ class RunFolder:
         self.cache = self.path / "cache"
         self._lock: FileLock | None = None
         self._new = False
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with the defaults that follow from the number of steps: a run keeps those that it began with.
+
+        Raises:
+            SlimdpmError: if the folder's recipe is damaged.
+        """
+        train = recipe.train
+        if train.warmup is None:
+            begun = self.recipe().train if self.recipe_file.is_file() else train
+            train = train.model_copy(update={"warmup": begun.warmup_steps})
+        return recipe.model_copy(update={"train": train})
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, before anything is written.
@@ -66,17 +80,16 @@ class RunFolder:
         """
         self.check(recipe)
         self._new = not self.path.exists()
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SlimdpmError(f"{self.path} cannot be made: {error.strerror}") from None
         self._lock = FileLock(self.path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise SlimdpmError(f"another process is working in {self.path}") from None
-        for folder in (self.path, self.checkpoints, self.samples, self.cache, self.student / "unet"):
-            remove_leftovers(folder)
+        with explained(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise SlimdpmError(f"another process is working in {self.path}") from None
+        for folder in (self.path, self.checkpoints, self.samples, self.student / "unet"):
+            remove_leftovers(folder, locked=True)
+        remove_leftovers(self.cache)  # another run may be filling it
         write_text(self.recipe_file, recipe.to_yaml())
 
     def close(self) -> None:
@@ -101,23 +114,44 @@ class RunFolder:
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
         return read_recipe(self.recipe_file)
 
+    def grid(self, step: int) -> Path:
+        """The picture of samples at a step."""
+        return self.samples / f"step-{step:08d}.png"
+
+    def changed_inputs(self, inputs: Mapping[str, str]) -> list[str]:
+        """Which of a run's inputs are not those that it began with, by name; an old run begins with these.
+
+        Args:
+            inputs: their contents in short, by name.
+
+        Raises:
+            SlimdpmError: if the file is damaged.
+        """
+        if not self.inputs_file.exists():
+            write_sealed(self.inputs_file, {"inputs": dict(inputs)})
+        begun = read_sealed(self.inputs_file)["inputs"]
+        return [name for name, content in inputs.items() if begun.get(name) != content]
+
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         append_line(self.metrics_file, json.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; one that a kill cut short is left out."""
+        """The lines of ``metrics.jsonl``; what is none (a kill cut it short) is left out."""
         if not self.metrics_file.exists():
             return []
         lines = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                lines.append(values)
         return lines
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be taken again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        if self.metrics_file.exists():
+            write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))

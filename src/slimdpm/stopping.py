@@ -36,3 +36,9 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def leave_to_parent(worker: int) -> None:
+    """For a data loader's worker: a Ctrl-C reaches it too, but its parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's way to end it

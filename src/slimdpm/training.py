@@ -100,7 +100,7 @@ class Trainer:
         trained = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
         schedule = get_scheduler(
-            _SCHEDULES[s.schedule], optimizer, num_warmup_steps=s.warmup, num_training_steps=s.steps
+            _SCHEDULES[s.schedule], optimizer, num_warmup_steps=s.warmup_steps, num_training_steps=s.steps
         )
         return Trainable(student, EMAModel(unet.parameters(), decay=s.ema, foreach=True), optimizer, schedule)
 
@@ -164,7 +164,8 @@ class Trainer:
             after each step its numbers as a line if they were logged, else nothing.
         """
         s = self.settings
-        grid_every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
+        if not self.run.grid(self.state.step).exists():
+            self._grid(on_sample)  # the run stopped, or was killed, between checkpoint and grid
         batches = self._batches()
         self._mark = time.monotonic()
         while self.state.step < s.steps:
@@ -177,23 +178,34 @@ class Trainer:
                 self._checkpoint(on_checkpoint)
             if stop:
                 raise Stopped(stop, step)
-            if grid_every and step % grid_every == 0 and self.accelerator.is_main_process:
-                on_sample(step, self.weights())
+            self._grid(on_sample)
             yield numbers
+
+    def _grid(self, on_sample: Callable[[int, Weights], None]) -> None:
+        """Have a grid of samples made, if it is time."""
+        s, step = self.settings, self.state.step
+        every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
+        if step and every and step % every == 0 and self.accelerator.is_main_process:
+            on_sample(step, self.weights())
 
     def weights(self) -> Weights:
         """The averaged weights of the student, under its own names."""
         return ema_weights(self.state.student.unet, self.state.ema)
 
     def resume(self) -> None:
-        """Take up the newest checkpoint of the run's folder, if there is one."""
+        """Take up the newest checkpoint of the run's folder, if there is one.
+
+        Raises:
+            SlimdpmError: if it is damaged.
+        """
         found = checkpoints(self.run.checkpoints)
-        if not found:
-            return
-        load_checkpoint(found[-1], self.state)
+        verified = not found or load_checkpoint(found[-1], self.state)
         if self.accelerator.is_main_process:
             self.run.forget_after(self.state.step)
-            self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
+            if found:
+                self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
+            if not verified:
+                self.display.say(f"{found[-1].name} is of an earlier version and has no digests: taken as it is")
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         data, a = self.recipe.data, self.accelerator
@@ -212,15 +224,12 @@ class Trainer:
             place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
             share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
             torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
+            # The data is the same in any precision, as what is kept of it is.
+            clean = self.shell.clean_samples(batch, a.device)
+            given = self.shell.conditioning.training_inputs(batch, dropped[share])
             with a.accumulate(self.wrapped):
                 with a.autocast():
-                    losses = self.distiller.losses(
-                        self.shell.clean_samples(batch, a.device),
-                        noise[share],
-                        timesteps[share],
-                        self.shell.conditioning.training_inputs(batch, dropped[share]),
-                        student=self.wrapped,
-                    )
+                    losses = self.distiller.losses(clean, noise[share], timesteps[share], given, student=self.wrapped)
                 a.backward(losses["loss"])
                 if a.sync_gradients:
                     sums["grad_norm"] = a.clip_grad_norm_(self.wrapped.parameters(), s.clip or math.inf)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from slimdpm.cache.content import content_of, name_of, short
 from slimdpm.cache.latents import prepare_latents
 from slimdpm.cache.samples import Samples, prepare_samples
 from slimdpm.cache.text import Embeddings, prepare_embeddings
@@ -18,6 +19,7 @@ from slimdpm.conditioning import Conditioning
 from slimdpm.data import Decoder, Images, prepare_images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
+from slimdpm.fingerprint import fingerprint
 from slimdpm.run import RunFolder
 
 if TYPE_CHECKING:
@@ -65,14 +67,29 @@ def prepare_data(job: Job, run: RunFolder, accelerator: Accelerator, display: Di
     return replace(images, conditions=job.conditions), conditioning
 
 
+def inputs_of(job: Job, run: RunFolder) -> dict[str, str]:
+    """What decides a job's steps beside its recipe: networks and images by their content, in short, by name."""
+    found = {}
+    unet = job.origin if job.teacher is None else job.teacher.unet
+    if unet is not None:
+        found["the teacher"] = name_of(unet)
+    if job.shell.frozen:
+        found["the networks around the U-Net"] = short(*map(fingerprint, job.shell.frozen))
+    return found | {"the images": content_of(job.source, _folder(job, run))}
+
+
 def _open(job: Job, run: RunFolder, accelerator: Accelerator, display: Display) -> Cache:
-    data = job.recipe.data
-    root = run.cache if data.cache is True else Path(data.cache).expanduser()  # type: ignore[arg-type]
+    return Cache(_folder(job, run), getattr(torch, job.recipe.data.cache_dtype), accelerator.device, display)
+
+
+def _folder(job: Job, run: RunFolder) -> Path:
+    cache = job.recipe.data.cache
+    root = run.cache if isinstance(cache, bool) else Path(cache).expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SlimdpmError(f"data.cache: the folder {root} cannot be made: {error.strerror}") from None
-    return Cache(root, getattr(torch, data.cache_dtype), accelerator.device, display)
+    return root
 
 
 def _images(job: Job, shell, cache: Cache | None, accelerator: Accelerator, display: Display) -> Images:
@@ -98,5 +115,10 @@ def _images(job: Job, shell, cache: Cache | None, accelerator: Accelerator, disp
 
     with accelerator.main_process_first():  # the others read what it kept
         return prepare_images(
-            job.source, decoder, cache=cache.root if cache else None, workers=data.workers, track=track
+            job.source,
+            decoder,
+            cache=cache.root if cache else None,
+            workers=data.workers,
+            track=track,
+            say=display.say,
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_file, remove_leftovers
+from slimdpm.files import atomic_file, explained, remove_leftovers
 from slimdpm.parallel import processes
 from slimdpm.sharing import share
 
@@ -108,7 +108,8 @@ class Store:
         state = processes()
         self._check_disk(label, display)
         state.wait_for_everyone()  # nobody writes before all have looked: they go on, or fail, together
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        with explained(self.folder):
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         mine = list(self.layout.ranges())[state.process_index :: state.num_processes]
         with display.task(label, sum(last - first for first, last in mine), unit="rows") as task:
 
@@ -116,7 +117,7 @@ class Store:
                 if self._intact(shard, display):
                     task.advance(shard[1] - shard[0])
                 else:
-                    remove_leftovers(self.folder, self.file(shard[0]).name)
+                    remove_leftovers(self.folder, self.file(shard[0]).name, locked=True)
                     self._write(shard, *make(*shard, task.advance))
 
             share(mine, lambda shard: self.folder / "locks" / f"{shard[0]:08d}", do)
@@ -131,7 +132,8 @@ class Store:
         missing = [last - first for first, last in self.layout.ranges() if not self.file(first).exists()]
         if not missing:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise SlimdpmError(
@@ -149,7 +151,9 @@ class Store:
             with safe_open(file, "pt") as opened:
                 tensors = {part: opened.get_tensor(part) for part in opened.keys()}  # noqa: SIM118 - no dict
                 about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
-            if about.get("digest") == _digest(tensors, about.get("notes", "")):
+            notes, found = about.get("notes", ""), about.get("digest")
+            # The shards of earlier versions do not say which rows are theirs.
+            if found in (_digest(tensors, notes, shard[0]), _digest(tensors, notes)):
                 return all(len(rows) >= shard[1] - shard[0] for rows in tensors.values())
         except (SafetensorError, OSError, ValueError):
             pass  # not even a file of its kind
@@ -163,7 +167,7 @@ class Store:
         if made != wanted:
             raise ValueError(f"rows of shapes {made}, not {wanted}")
         text = json.dumps({str(number): note for number, note in sorted(notes.items())})
-        about = json.dumps({"notes": text, "digest": _digest(kept, text)})
+        about = json.dumps({"notes": text, "digest": _digest(kept, text, shard[0])})
         with atomic_file(self.file(shard[0])) as temporary:
             save_file(kept, temporary, {_ABOUT: about})
 
@@ -172,8 +176,8 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
-    digest = hashlib.blake2b(notes.encode(), digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], notes: str, first: int | None = None) -> str:
+    digest = hashlib.blake2b(notes.encode() if first is None else f"{first} {notes}".encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -134,8 +134,9 @@ class ClassLabels:
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         labels = batch["conditions"]
-        if dropped is not None and self.null is not None:
-            labels = torch.where(dropped, self.null, labels.to(dropped.device))
+        if dropped is not None:
+            labels = labels.to(dropped.device, non_blocking=True)
+            labels = labels if self.null is None else torch.where(dropped, self.null, labels)
         return self._inputs(labels)
 
     def _inputs(self, labels: Tensor) -> Inputs:

@@ -1,7 +1,7 @@
 """Images of models and data sets, and their features, made once and kept in shards.
 
 A shard is a fixed range of image numbers. Processes share the shards among them; what is on the disk is not made again,
-so a kill costs one shard. One shard is in memory at a time.
+so a kill costs one shard. One that is not what was written is made again. One shard is in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slimdpm.conditioning import Request
 from slimdpm.data import Images
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.files import atomic_file, read_sealed, remove_leftovers, write_json, write_sealed
 from slimdpm.fingerprint import fingerprint
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.parallel import processes
@@ -171,43 +171,56 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
         write_json(folder / "images.json", {"name": images.name, "count": len(images), "key": images.key})
     state.wait_for_everyone()
     mine = list(_ranges(len(images)))[state.process_index :: state.num_processes]
-    missing = [r for r in mine if not _done(images, folder, extractor, r)]
+    missing = [r for r in mine if not _done(images, folder, extractor, r, display)]
     total = sum(last - first for first, last in mine)
     left = sum(last - first for first, last in missing)
     with display.task(f"images and features of {images.name}", total, done=total - left, unit="images") as task:
         for first, last in missing:
-            made = _make_images(images, folder, first, last)
+            made = _make_images(images, folder, first, last, display)
             features, logits = extractor(made)
             _check_finite(features, extractor, images)
             arrays: dict[str, Any] = (
                 {"features": features} if logits is None else {"features": features, "logits": logits}
             )
-            _write(_features_file(folder, extractor, first), partial(np.savez, **arrays))
+            file = _features_file(folder, extractor, first)
+            _write(file, partial(np.savez, **arrays), f"{images.key} {extractor.key}", len(made))
             task.advance(last - first)
     state.wait_for_everyone()
     return collected
 
 
-def _done(images: ImageSet, folder: Path, extractor: Extractor, shard: tuple[int, int]) -> bool:
-    """Whether a shard's files are there and hold as many images as wanted: a smaller set's last shard is shorter."""
-    file = _features_file(folder, extractor, shard[0])
-    if not file.exists() or not (images.stored or _images_file(folder, shard[0]).exists()):
+def _done(images: ImageSet, folder: Path, extractor: Extractor, shard: tuple[int, int], display: Display) -> bool:
+    """Whether a shard's files are there, as they were written, and hold as many images as wanted."""
+    count, file = shard[1] - shard[0], _features_file(folder, extractor, shard[0])
+    if not _intact(file, f"{images.key} {extractor.key}", count, display):
         return False
-    with np.load(file) as arrays:
-        return len(arrays["features"]) >= shard[1] - shard[0]
+    return images.stored or _intact(_images_file(folder, shard[0]), images.key, count, display)
 
 
-def _make_images(images: ImageSet, folder: Path, first: int, last: int) -> np.ndarray:
+def _make_images(images: ImageSet, folder: Path, first: int, last: int, display: Display) -> np.ndarray:
     if images.stored:
         return images.images(first, last)
     file = _images_file(folder, first)
-    if file.exists():
-        made = np.load(file)
-        if len(made) >= last - first:
-            return made
+    if _intact(file, images.key, last - first, display):
+        return np.load(file)
     made = images.images(first, last)
-    _write(file, lambda stream: np.save(stream, made))
+    _write(file, lambda stream: np.save(stream, made), images.key, len(made))
     return made
+
+
+def _intact(file: Path, content: str, count: int, display: Display) -> bool:
+    """Whether a file is there and what was written, for so many images: a smaller set's last shard is shorter."""
+    if not file.exists():
+        return False
+    try:
+        about = read_sealed(file.with_suffix(".json"))
+        if about["content"] != content:
+            raise SlimdpmError(f"{file} is of other images or features")
+        return about["count"] >= count
+    except SlimdpmError as error:
+        file.unlink()
+        display.say(f"{error}: {file.name} is made again")
+        return False
 
 
 def _check_finite(features: np.ndarray, extractor: Extractor, images: ImageSet) -> None:
@@ -215,9 +228,10 @@ def _check_finite(features: np.ndarray, extractor: Extractor, images: ImageSet) 
         raise SlimdpmError(f"the extractor {extractor.name} gives infinite or undefined features for {images.name}")
 
 
-def _write(path: Path, save: Callable[[Any], None]) -> None:
+def _write(path: Path, save: Callable[[Any], None], content: str, count: int) -> None:
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         save(stream)
+    write_sealed(path.with_suffix(".json"), {"content": content, "count": count}, [path])
 
 
 def _ranges(count: int) -> Iterator[tuple[int, int]]:
