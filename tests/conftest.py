@@ -27,6 +27,8 @@ from slimdpm import ClassConditionalLDMPipeline, ClassEmbedder
 
 torch.set_num_threads(1)  # the tests run side by side
 
+LONG = 1800  # seconds: who waits for an event gives up only on a process that hangs, however busy the machine
+
 # A run of a few seconds that takes every path: features are compared, too. Its width and steps are the test's.
 TRIAL = [
     "distill.pairs=auto", "train.batch_size=4", "train.trackers=[]", "train.sample_every=0", "samples.count=2",
@@ -208,7 +210,7 @@ def class_folder(tmp_path_factory):
 
 
 def launch(tmp_path, *command):
-    """Run a command in two processes that know of each other."""
+    """Run a command in two processes that know of each other, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -216,12 +218,12 @@ def launch(tmp_path, *command):
     processes = [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for rank in (0, 1)
     ]
-    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    outputs = [process.communicate(timeout=LONG)[0] for process in processes]
     return [process.returncode for process in processes], outputs

@@ -55,7 +55,7 @@ def evaluate(
     ratios by octave and sliced Wasserstein distances on the images themselves; each with a 95 % interval. Two random
     halves of the real images are measured alike: the floor.
 
-    A stopped evaluation goes on where it was by the same command. Several processes share the work: accelerate launch.
+    A stopped evaluation goes on where it was by the same command. Several processes share the work, see the README.
 
         slimdpm evaluate runs/cat --against photos/ -n 10000
 

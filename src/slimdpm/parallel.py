@@ -32,6 +32,7 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     GradientState._reset_state()
     try:
         accelerator = Accelerator(
+            cpu=_on_cpu(),
             mixed_precision=_PRECISION[recipe.train.precision],
             log_with=recipe.train.trackers or None,
             project_dir=str(run.path),
@@ -58,7 +59,14 @@ def tracking(accelerator: Accelerator, recipe: Recipe) -> Iterator[None]:
 
 def processes() -> PartialState:
     """This process among those of one launch: its rank, its device, and a barrier."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads it
+    return PartialState(cpu=_on_cpu())
+
+
+def _on_cpu() -> bool:
+    """Whether accelerate is to be told so: without GPUs it does not find the other processes of a launch by itself."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    alone = device is None or device.type == "mps"
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (alone and launched()[1] > 1)
 
 
 def launched() -> tuple[int, int]:
