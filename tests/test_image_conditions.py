@@ -19,8 +19,10 @@ from diffusers import (
 )
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from slimdpm import Request, SlimdpmError, sample_images
+from slimdpm.cli import app
 from slimdpm.conditioning import EXTRA, Guidance
 from slimdpm.conditioning.image import random_mask
 from slimdpm.dry_run import forecast
@@ -29,6 +31,7 @@ from slimdpm.job import plan_job, run_job
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
 from slimdpm.pictures import write_samples
+from slimdpm.presets import find_network
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import image_generators
 from slimdpm.sources import Arrays
@@ -38,14 +41,6 @@ pytest.importorskip("transformers")
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=2", "data.flip=true"]
 PROMPTS = ["a dress", "boots"]
-SD_INPAINT = {  # the U-Net of runwayml/stable-diffusion-inpainting
-    "sample_size": 64,
-    "in_channels": 9,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
 
 
 def around(kind, parts, unet, **options):
@@ -227,6 +222,21 @@ def test_a_teacher_that_sees_images_is_slimmed_and_loads_in_diffusers(make, tmp_
     write_samples(str(tmp_path / "run"), tmp_path / "out", count=2, steps=2, device="cpu")
     one = json.loads((tmp_path / "out/samples.json").read_text())
     assert one["prompts"] == captions and len(one["images"]) == 2
+    pictures(1)[0].save(tmp_path / "image.png")
+    command = [
+        "sample",
+        str(tmp_path / "run"),
+        "-o",
+        str(tmp_path / "one"),
+        "-n",
+        "1",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    done = CliRunner().invoke(app, [*command, "--image", str(tmp_path / "image.png")])
+    assert done.exit_code == 0 and (tmp_path / "one/00000.png").exists()
     request = Request(images=pictures(1))
     with pytest.raises(SlimdpmError, match="holds samples of another network or of other settings"):
         write_samples(str(tmp_path / "run"), tmp_path / "out", count=2, steps=2, device="cpu", request=request)
@@ -252,12 +262,12 @@ def test_a_student_of_the_teachers_width_starts_as_the_teacher(tmp_path):
 
 def test_the_plan_of_a_full_size_inpainting_teacher(tmp_path):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_INPAINT)
+        unet = UNet2DConditionModel.from_config({**find_network("sd-v1").config, "in_channels": 9})
     parts = text_pipeline(tmp_path)
     teacher = around(StableDiffusionInpaintPipeline, parts, unet, requires_safety_checker=False)
     recipe = load_recipe(None, ["student.width=96"], values={"data": {"path": "captioned"}})
     job = plan_job(recipe, teacher=teacher, data=captioned(), weights=False)
-    assert round(job.plan.teacher_cost.params / 1e4) == 85954  # 859.52 M, and five more channels in: 320 x 5 x 9
+    assert job.plan.teacher_cost.params == 859_520_964 + 320 * 5 * 9  # v1's, and five more channels in
     assert job.plan.config["in_channels"] == 9 and job.plan.config["out_channels"] == 4
 
 
@@ -306,7 +316,7 @@ def test_networks_with_other_channels_in_than_their_pipelines_show_them(tmp_path
     with pytest.raises(SlimdpmError, match="a LDMSuperResolutionPipeline is not supported; it enlarges images that"):
         shell_of(small)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({**SD_INPAINT, "_class_name": "UNet2DConditionModel", "cross_attention_dim": None}))
+    config.write_text(json.dumps({**find_network("ldm4").config, "in_channels": 6}))
     values = {"task": "train", "student": {"base": str(config)}, "data": {"path": "captioned"}}
     with pytest.raises(SlimdpmError, match="other channels in than out"):
         plan_job(load_recipe(None, values=values), data=captioned())

@@ -65,7 +65,9 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
 
 def unsupported(what: str, name: Any) -> SlimdpmError:
     """The error for a pipeline that is none of `PIPELINES`."""
-    return SlimdpmError("; ".join([what, *filter(None, [_REFUSED.get(name)]), f"supported are {', '.join(PIPELINES)}"]))
+    return SlimdpmError(
+        "; ".join([what, *filter(None, [_REFUSED.get(str(name))]), f"supported are {', '.join(PIPELINES)}"])
+    )
 
 
 def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:

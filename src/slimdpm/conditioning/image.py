@@ -29,6 +29,15 @@ _BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is gi
 
 class _ImageAndText(Text):
     needs: ClassVar[str]
+    masks: ClassVar[int]  # channels of a mask before those of the latents
+    told: ClassVar[dict[str, str]]  # see `card`
+
+    @property
+    def extra(self) -> int:
+        return self.masks + self.encoder.vae.config.latent_channels
+
+    def card(self) -> dict[str, str]:
+        return {**super().card(), **self.told}
 
     def in_turn(self, request: Request) -> Sequence | None:
         raise SlimdpmError(f"the teacher makes images of {self.needs}: it cannot make the data, give some")
@@ -38,7 +47,7 @@ class _ImageAndText(Text):
             raise SlimdpmError(
                 f"the pipeline makes images of {self.needs}: sample takes them as --image; evaluate and analyze do not"
             )
-        if len(request.masks) and "mask" not in self.needs:
+        if len(request.masks) and not self.masks:
             raise SlimdpmError("the pipeline edits whole images: it takes no mask")
         opened = {"images": map(_opened, request.images), "masks": map(_opened, request.masks)}
         shown = {name: [hashlib.sha256(i.tobytes()).hexdigest()[:12] for i in some] for name, some in opened.items()}
@@ -63,11 +72,8 @@ class _ImageAndText(Text):
 class Inpainting(_ImageAndText):
     """A mask, and the latents of the image where it is grey under the mask. Training draws its masks."""
 
-    needs = "an image and a mask"
-
-    @property
-    def extra(self) -> int:
-        return 1 + self.encoder.vae.config.latent_channels
+    needs, masks = "an image and a mask", 1
+    told: ClassVar[dict[str, str]] = {"tag": "inpainting", "call": '"a prompt", image=image, mask_image=mask, '}
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         images, streams = batch["images"], map(np.random.default_rng, batch["draws"].tolist())
@@ -82,9 +88,6 @@ class Inpainting(_ImageAndText):
         null = None if guidance.null is None else {**guidance.null, **shown}
         return replace(guidance, given={**guidance.given, **shown}, null=null)
 
-    def card(self) -> dict[str, str]:
-        return {**super().card(), "tag": "inpainting", "call": '"a prompt", image=image, mask_image=mask, '}
-
     def _masked(self, images: Tensor, masks: Tensor) -> Tensor:
         """``(B, 1 + C, h, w)`` of images ``(B, 3, H, W)`` and bool masks ``(B, 1, H, W)``."""
         latents = self._latents(images.masked_fill(masks.to(images.device), 0))
@@ -95,11 +98,8 @@ class Inpainting(_ImageAndText):
 class Editing(_ImageAndText):
     """The latents of the image that the text says how to change. A training image stands for its own original."""
 
-    needs = "an image and an instruction"
-
-    @property
-    def extra(self) -> int:
-        return self.encoder.vae.config.latent_channels
+    needs, masks = "an image and an instruction", 0
+    told: ClassVar[dict[str, str]] = {"tag": "image-to-image", "call": '"an instruction", image=image, '}
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         shown = self._latents(batch["images"])
@@ -116,9 +116,6 @@ class Editing(_ImageAndText):
         image, neither = {**guidance.null, EXTRA: shown}, {**guidance.null, EXTRA: torch.zeros_like(shown)}
         scale = inspect.signature(type(self.encoder).__call__).parameters["image_guidance_scale"].default
         return Guidance({**guidance.given, EXTRA: shown}, neither, guidance.scale, image, scale)
-
-    def card(self) -> dict[str, str]:
-        return {**super().card(), "tag": "image-to-image", "call": '"an instruction", image=image, '}
 
 
 def random_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
