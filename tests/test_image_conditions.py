@@ -204,7 +204,7 @@ CALLS = {inpainting: {"mask_image": masks(1)[0], "height": 16, "width": 16}, edi
 @pytest.mark.parametrize("make", [inpainting, editing])
 def test_a_teacher_that_sees_images_is_slimmed_and_loads_in_diffusers(make, tmp_path):
     teacher = make(tmp_path)
-    run_job(plan(teacher, "train.sample_every=1", "train.checkpoint_every=2"), tmp_path / "run")
+    run_job(plan(teacher), tmp_path / "run")
     student = type(teacher).from_pretrained(tmp_path / "run/student")
     student.set_progress_bar_config(disable=True)
     assert type(student.unet).__name__ == "SpectralUNet2DConditionModel"
@@ -223,19 +223,8 @@ def test_a_teacher_that_sees_images_is_slimmed_and_loads_in_diffusers(make, tmp_
     one = json.loads((tmp_path / "out/samples.json").read_text())
     assert one["prompts"] == captions and len(one["images"]) == 2
     pictures(1)[0].save(tmp_path / "image.png")
-    command = [
-        "sample",
-        str(tmp_path / "run"),
-        "-o",
-        str(tmp_path / "one"),
-        "-n",
-        "1",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    done = CliRunner().invoke(app, [*command, "--image", str(tmp_path / "image.png")])
+    options = ["-o", str(tmp_path / "one"), "-n", "1", "--steps", "1", "--image", str(tmp_path / "image.png")]
+    done = CliRunner().invoke(app, ["sample", str(tmp_path / "run"), *options])
     assert done.exit_code == 0 and (tmp_path / "one/00000.png").exists()
     request = Request(images=pictures(1))
     with pytest.raises(SlimdpmError, match="holds samples of another network or of other settings"):
