@@ -187,6 +187,18 @@ def test_training_drops_the_image_of_half_the_dropped_instructions(tmp_path):
     torch.testing.assert_close(inputs(batch, torch.tensor([False, True, True, False]))[EXTRA], expected)
 
 
+@pytest.mark.parametrize("make", [inpainting, editing])
+def test_conditions_lie_where_the_networks_are(make, tmp_path):
+    pipeline, place = make(tmp_path).to("meta"), torch.device("meta")
+    conditioning = shell_of(pipeline).conditioning
+    batch = {"images": torch.zeros(2, 3, 16, 16), "draws": torch.tensor([1, 2]), "conditions": PROMPTS}
+    trained = conditioning.training_inputs(batch, torch.tensor([True, True], device=place))
+    sampled = conditioning.sampling_inputs(range(2), Request(prompts=PROMPTS, images=pictures()), place)
+    for inputs in (trained, sampled.given, sampled.null):
+        assert inputs[EXTRA].shape == (2, conditioning.extra, 8, 8)
+        assert {tensor.device.type for tensor in inputs.values()} == {"meta"}
+
+
 def test_masks_are_boxes_strokes_or_everything():
     drawn = [random_mask(24, 32, np.random.default_rng(i)) for i in range(400)]
     assert all(mask.shape == (24, 32) and mask.dtype == bool for mask in drawn)

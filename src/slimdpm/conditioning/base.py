@@ -230,7 +230,7 @@ def call(network: nn.Module, sample: Tensor, t: Tensor, inputs: Mapping[str, Any
     """A network's output ``(B, C, H, W)`` for a noisy sample and whatever else it is given."""
     arguments = {name: value for name, value in inputs.items() if name != EXTRA}
     if EXTRA in inputs:
-        sample = torch.cat([sample, inputs[EXTRA].to(sample.dtype)], dim=1)  # (B, C + C', H, W)
+        sample = torch.cat([sample, inputs[EXTRA].to(sample)], dim=1)  # (B, C + C', H, W)
     return network(sample, t, return_dict=False, **arguments)[0]
 
 
