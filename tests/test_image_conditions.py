@@ -5,23 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY_CONDITION, TRIAL, text_pipeline, xl_pipeline
+from conftest import TINY_CONDITION, TRIAL, text_pipeline, xl_pipeline
 from diffusers import (
-    DDIMScheduler,
     EulerDiscreteScheduler,
-    LDMSuperResolutionPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
 )
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from slimdpm import Request, SlimdpmError, sample_images
+from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
 from slimdpm.cli import app
 from slimdpm.conditioning import EXTRA, Guidance
 from slimdpm.conditioning.image import random_mask
@@ -313,11 +309,15 @@ def test_networks_with_other_channels_in_than_their_pipelines_show_them(tmp_path
         shell_of(wide)
     plain = around(StableDiffusionInpaintPipeline, text_pipeline(tmp_path), unet_of(4), requires_safety_checker=False)
     assert shell_of(plain).conditioning.extra == 0
-    small = LDMSuperResolutionPipeline(VQModel(**AUTOENCODER), UNet2DModel(8, 6, 3), DDIMScheduler())
-    with pytest.raises(SlimdpmError, match="a LDMSuperResolutionPipeline is not supported; it enlarges images that"):
-        shell_of(small)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**find_network("ldm4").config, "in_channels": 6}))
     values = {"task": "train", "student": {"base": str(config)}, "data": {"path": "captioned"}}
     with pytest.raises(SlimdpmError, match="other channels in than out"):
         plan_job(load_recipe(None, values=values), data=captioned())
+
+
+@pytest.mark.parametrize("name", ["LDMSuperResolutionPipeline", "StableDiffusionUpscalePipeline"])
+def test_super_resolution_is_refused_with_a_reason(name, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(SlimdpmError, match=f"is a {name}; it enlarges images .*; supported are DDPMPipeline"):
+        load_pipeline(tmp_path)
