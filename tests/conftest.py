@@ -209,6 +209,32 @@ def class_folder(tmp_path_factory):
     return folder
 
 
+def struck(number, method, when, *arguments):
+    """The command of slimdpm that gets a signal from itself: no clock decides when.
+
+    Args:
+        number: of the signal.
+        method: ``"module:Class.method"`` of slimdpm, at whose call it comes.
+        when: an expression in the method's ``self`` and ``args``: at which of its calls.
+        arguments: of the command.
+    """
+    module, _, place = method.partition(":")
+    name, _, attribute = place.partition(".")
+    script = f"""
+import os
+from slimdpm import cli
+from slimdpm.{module} import {name}
+true = {name}.{attribute}
+def struck(self, *args):
+    if {when}:
+        os.kill(os.getpid(), {int(number)})
+    return true(self, *args)
+{name}.{attribute} = struck
+cli.main()
+"""
+    return [sys.executable, "-c", script, *arguments]
+
+
 def launch(tmp_path, *command):
     """Run a command in two processes that know of each other, as torchrun starts them."""
     with socket.socket() as free:

@@ -7,12 +7,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRIAL
+from conftest import LONG, TINY, TRIAL, struck
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
@@ -104,39 +103,33 @@ def test_accumulation_changes_nothing_but_rounding(straight, tmp_path, teacher_f
         assert one == pytest.approx(two, rel=1e-3)
 
 
-def start(folder, *options):
-    command = [sys.executable, "-m", "slimdpm.cli", "slim", "-o", str(folder), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
+def run_command(folder, *options, number=None, step=0):
+    """`slimdpm slim` in another process; with a `number`, this signal comes in the middle of a step."""
+    arguments = ["slim", "-o", str(folder), *options]
+    command = [sys.executable, "-m", "slimdpm.cli", *arguments]
+    if number is not None:
+        command = struck(number, "training:Trainer._draw", f"self.state.step == {step}", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=LONG)
 
 
-def wait_for(path, process):
-    for _ in range(600):
-        if path.exists():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    pytest.fail(f"{path} never came")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_killed_or_stopped_run_goes_on_exactly(number, code, tmp_path, teacher_folder, image_folder):
-    """In another process: stopped once somewhere on the way, then resumed by the same command."""
-    options = arguments(teacher_folder, image_folder, "train.steps=60", "train.checkpoint_every=10", "train.keep=9")
-    process = start(tmp_path / "run", *options)
-    wait_for(tmp_path / "run/checkpoints/step-00000010", process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    found = checkpoints(tmp_path / "run/checkpoints")
-    assert len(found) < 6
+@pytest.mark.parametrize(
+    ("number", "code", "last"), [(signal.SIGKILL, -9, 4), (signal.SIGTERM, 143, 6), (signal.SIGINT, 130, 6)]
+)
+def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, tmp_path, teacher_folder, image_folder):
+    """In another process: stopped once on the way, in the sixth step, then resumed by the same command."""
+    options = arguments(teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4", "train.keep=9")
+    done = run_command(tmp_path / "run", *options, number=number, step=5)
+    assert done.returncode == code, done.stderr
+    assert [int(c.name[5:]) for c in checkpoints(tmp_path / "run/checkpoints")][-1] == last
     if number != signal.SIGKILL:  # the state at the stop was saved
-        assert f"stopped after step {int(found[-1].name[5:])}; the same command resumes" in errors
-    done = start(tmp_path / "run", *options)
-    output, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
-    assert f"resuming after step {int(found[-1].name[5:])} of 60" in output
-    run(tmp_path / "whole", teacher_folder, image_folder, "train.steps=60", "train.checkpoint_every=60")
-    assert_equal_checkpoints(tmp_path / "whole/checkpoints/step-00000060", tmp_path / "run/checkpoints/step-00000060")
+        assert done.stderr == "stopped after step 6; the same command resumes\n"
+    done = run_command(tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {last} of 10" in done.stdout
+    run(tmp_path / "whole", teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4")
+    assert_equal_checkpoints(tmp_path / "whole/checkpoints/step-00000010", tmp_path / "run/checkpoints/step-00000010")
+    if number == signal.SIGKILL:  # a stop logs its last step
+        assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
 def test_another_recipe_in_the_same_folder_is_refused(straight, teacher_folder, image_folder):
@@ -192,8 +185,7 @@ def test_old_checkpoints_are_pruned(tmp_path, teacher_folder, image_folder):
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, teacher_folder, image_folder):
     """The system refuses files beyond a limit, as a full disk does."""
     options = arguments(teacher_folder, image_folder)
-    first = start(tmp_path / "run", *options, "--set", "train.steps=3")
-    first.communicate(timeout=120)
+    assert run_command(tmp_path / "run", *options, "--set", "train.steps=3").returncode == 0
     kept = {p: p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors")}
     largest = max(kept.values())
 
