@@ -24,7 +24,6 @@ from slimdpm.conditioning.image import random_mask
 from slimdpm.dry_run import forecast
 from slimdpm.fingerprint import fingerprint
 from slimdpm.job import plan_job, run_job
-from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
 from slimdpm.pictures import write_samples
 from slimdpm.presets import find_network
@@ -288,7 +287,7 @@ def test_what_networks_that_see_images_refuse(make, tmp_path):
     with pytest.raises(SlimdpmError, match="the teacher makes images of an image and .*: it cannot make the data"):
         plan_job(load_recipe(None, [s for s in QUICK if "flip" not in s], values=values), teacher=pipeline)
     with pytest.raises(SlimdpmError, match="evaluate and analyze do not"):
-        Generated("student", pipeline, 2, request=_request(pipeline, captioned(), Settings(count=2)))
+        _request(pipeline, captioned(), Settings(count=2))
     request = Request(prompts=PROMPTS, images=[tmp_path / "none.png"])
     with pytest.raises(SlimdpmError, match="the image .*none.png cannot be read: No such file"):
         sample_images(pipeline, 1, steps=1, request=request)

@@ -152,6 +152,7 @@ def _real_images(
 
     source = open_source(against)
     conditions = shell.conditioning.read(source)[1]
+    shell.conditioning.facts(shell.conditioning.ask(Request(), conditions or ()))  # an error now if it cannot be asked
     decoder = Decoder(shell.image_size, shell.image_channels)
     images: Images = replace(prepare_images(source, decoder, workers=2, track=track), conditions=conditions)
     broken = images.report_broken()

@@ -98,6 +98,8 @@ def evaluate(
     real_source = open_source(against) if against is not None else None
     place = pick_device(settings.device)
     opened, size, channels = _open_models(models, settings, place)
+    pipelines = {label: model for label, model in opened.items() if isinstance(model, DiffusionPipeline)}
+    requests = {label: _request(pipeline, real_source, settings) for label, pipeline in pipelines.items()}
     extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
     lock = _claim(folder)
     try:
@@ -105,7 +107,7 @@ def evaluate(
         sets: list[ImageSet] = []
         for label, model in opened.items():
             if isinstance(model, DiffusionPipeline):
-                sampler = (settings.steps, settings.scheduler, settings.seed, _request(model, real_source, settings))
+                sampler = (settings.steps, settings.scheduler, settings.seed, requests[label])
                 sets.append(Generated(label, model, settings.count, *sampler))
             else:
                 sets.append(Given(label, decode(model), settings.count, settings.seed))
@@ -129,13 +131,12 @@ def evaluate(
 def _request(pipeline: DiffusionPipeline, real: Source | None, settings: Settings) -> Request:
     """What a model's samples show: classes or captions drawn from those of the real images, if these have any."""
     conditioning, request = shell_of(pipeline).conditioning, Request(guidance=settings.guidance)
-    if real is None or not conditioning.knows(real):
-        return request
-    conditions = conditioning.read(real)[1]
-    if conditions is None:
-        return request
-    drawn = np.random.default_rng(settings.seed).integers(len(conditions), size=settings.count)
-    return conditioning.ask(request, [conditions[i] for i in drawn])
+    conditions = conditioning.read(real)[1] if real is not None and conditioning.knows(real) else None
+    if conditions is not None:
+        drawn = np.random.default_rng(settings.seed).integers(len(conditions), size=settings.count)
+        request = conditioning.ask(request, [conditions[i] for i in drawn])
+    conditioning.facts(request)  # what cannot be asked for is an error now
+    return request
 
 
 def _write(result: Evaluation, folder: Path) -> None:
