@@ -25,6 +25,7 @@ from slimdpm.profile import Cost, measure
 from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
+from slimdpm.sampling import default_steps, probe
 from slimdpm.slimming import Budget, Plan, plan_student
 from slimdpm.sources import Source, open_source
 from slimdpm.teachers import Shell, Teacher, load_teacher, new_shell
@@ -127,6 +128,7 @@ def plan_job(
         conditioning, conditions = shell.conditioning.read(source)
     shell = replace(shell, conditioning=conditioning)
     recipe = _resolved(recipe, shell, loaded)
+    _check_process(recipe, shell)
     if not recipe.samples.prompts:
         prompts = conditioning.examples(conditions, recipe.samples.seed)
         recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
@@ -248,13 +250,26 @@ def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
     size = recipe.data.size or shell.image_size
     resolved = {"kind": kind, "ratio": ratio, "init": init, "overrides": overrides}
     gamma = recipe.train.snr_gamma or (DEFAULT_GAMMA if recipe.task == "slim" else "none")
+    steps = recipe.samples.steps or default_steps(shell, recipe.samples.scheduler)
     return recipe.model_copy(
         update={
             "student": student.model_copy(update=resolved),
             "data": recipe.data.model_copy(update={"size": size}),
             "train": recipe.train.model_copy(update={"snr_gamma": gamma}),
+            "samples": recipe.samples.model_copy(update={"steps": steps}),
         }
     )
+
+
+def _check_process(recipe: Recipe, shell: Shell) -> None:
+    """That networks of these predictions can be trained in this process and sampled as the recipe says."""
+    theirs = shell.process.prediction
+    ours = recipe.student.prediction or theirs
+    predictions = dict.fromkeys((ours, theirs) if recipe.task == "slim" else (ours,))
+    shell.process.check_training(*predictions)
+    for prediction in predictions:
+        assert recipe.samples.steps is not None
+        probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
 
 
 def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:

@@ -9,6 +9,7 @@ With ``ᾱ_t`` the cumulative product of the noise schedule::
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # diffusers' names
+_TINY = 1e-7  # of ᾱ: some schedulers write a number like 2⁻²⁴ for none
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Process:
         """Read the training process off any diffusers scheduler that has one.
 
         Raises:
-            SlimdpmError: for a scheduler without discrete ``ᾱ_t`` (flow matching, EDM) or an unknown prediction.
+            SlimdpmError: for a scheduler without discrete ``ᾱ_t`` (flow matching, EDM), an unknown prediction, or
+                ``ᾱ_t`` that are no noise schedule.
         """
         prediction = scheduler.config.get("prediction_type", "epsilon")
         if getattr(scheduler, "alphas_cumprod", None) is None or prediction not in PREDICTIONS:
@@ -47,13 +50,32 @@ class Process:
                 f"discrete-time diffusion with {', '.join(PREDICTIONS)} prediction"
             )
         # DDPMScheduler is the training-time view, as in diffusers' own examples: samplers may rescale or reorder.
-        return cls(DDPMScheduler.from_config(scheduler.config).alphas_cumprod.float(), prediction)
+        with blamed(f"the scheduler's config is no noise schedule ({type(scheduler).__name__})"):
+            alphas_cumprod = DDPMScheduler.from_config(config_of(scheduler)).alphas_cumprod.float()
+            if alphas_cumprod.ndim != 1 or not ((alphas_cumprod >= 0) & (alphas_cumprod <= 1)).all():
+                raise ValueError("it needs a list of betas between 0 and 1")
+        return cls(alphas_cumprod, prediction)
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> Process:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
+    def check_training(self, *predictions: str) -> None:
+        """That networks which predict these can be trained and compared at every timestep.
+
+        Raises:
+            SlimdpmError: for ε where there is no signal (``ᾱ_T = 0``): x₀ and v do not follow from it there; and for a
+                schedule that has a step without any noise.
+        """
+        if self.alphas_cumprod.min() < _TINY and "epsilon" in predictions:
+            raise SlimdpmError(
+                "the scheduler ends without any signal (zero terminal SNR): a network that predicts epsilon says "
+                "nothing there; teacher and student must predict v_prediction or sample"
+            )
+        if self.alphas_cumprod.max() == 1:
+            raise SlimdpmError("the scheduler begins without any noise (beta 0): nothing can be learnt at that timestep")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``√ᾱ_t`` and ``√(1 − ᾱ_t)`` for timesteps ``(B,)``, each ``(B, 1, 1, 1)``."""
@@ -101,3 +123,15 @@ def comparison_kind(prediction: str) -> str:
     squared error weighted by the signal-to-noise ratio, as in diffusers' own training example.
     """
     return "v_prediction" if prediction == "v_prediction" else "epsilon"
+
+
+def config_of(scheduler: Any, *, latent: bool = False) -> dict[str, Any]:
+    """A scheduler's config, from which diffusers makes another one of the same process.
+
+    diffusers leaves out what was not given by name, and so the arguments that were given by place. In latent space
+    nothing bounds a clean sample: it is clipped only if the config itself says so, not by a class's default.
+    """
+    config, known = dict(scheduler.config), inspect.signature(type(scheduler).__init__).parameters
+    left = config.pop("_use_default_values", ())
+    given = {k: v for k, v in config.items() if k not in left or str(v) != str(known[k].default)}
+    return {"clip_sample": False, **given} if latent else given

@@ -192,7 +192,7 @@ class SampleRecipe(Section):
     """The samples of a run: its grids and its report."""
 
     count: Count = 64
-    steps: Count = 50
+    steps: Count | None = None  # by default 50, or all of a process that has fewer than 100
     scheduler: str = "ddim"
     seed: Seed = 0
     batch_size: Batch = 64

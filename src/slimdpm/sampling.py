@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -19,7 +20,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from slimdpm.conditioning import Guidance, Request
 from slimdpm.data import to_pixels
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed, first_line
+from slimdpm.process import config_of
 from slimdpm.teachers import Shell, network_of, shell_of
 
 # The usual short names; any class of diffusers' compatible schedulers may be named in full.
@@ -38,6 +40,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # One draws noise for the whole batch from no generator of ours, the other belongs to networks of another process.
 _UNFIT = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
+MOST_STEPS = 10_000
+_WORKING: set[str] = set()  # what was tried: some schedulers take seconds for many steps
 
 
 def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any:
@@ -50,20 +54,67 @@ def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any
     Raises:
         SlimdpmError: for an unknown or incompatible name.
     """
+    shell = pipeline if isinstance(pipeline, Shell) else shell_of(pipeline)
+    config = config_of(shell.scheduler, latent=shell.autoencoder is not None)
     if name is None:
-        return type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        return type(shell.scheduler).from_config(config)
     class_name, options = SCHEDULERS.get(name.lower(), (name, {}))
     compatible = {cls.__name__ for cls in DDPMScheduler._get_compatibles()} - _UNFIT
     if class_name not in compatible:
         raise SlimdpmError(
             f"unknown scheduler {name!r}; there are {', '.join(SCHEDULERS)}, or {', '.join(sorted(compatible))}"
         )
+    with blamed(f"the scheduler {class_name} cannot be used here"):
+        return getattr(diffusers, class_name).from_config(config, **options)
+
+
+def probe(pipeline: DiffusionPipeline | Shell, scheduler: str | None, steps: int, what: str = "steps") -> None:
+    """Try a scheduler with so many steps, on one pixel of noise: what cannot work is told before anything is made.
+
+    Args:
+        pipeline: the pipeline, or its shell.
+        scheduler: see `make_scheduler`.
+        steps: of it.
+        what: is at fault, for people.
+
+    Raises:
+        SlimdpmError: if they do not work together, with a number of steps that does.
+    """
+    made = make_scheduler(pipeline, scheduler)
+    tried = repr((type(made), made.config, steps))
+    reason = None if tried in _WORKING else _failure(made, steps)
+    if reason is None:
+        _WORKING.add(tried)
+        return
+    trained = len(made.alphas_cumprod)
+    others = (*range(steps + 1, 10), trained, trained - 1)
+    works = next((n for n in others if 0 < n != steps and _failure(made, n) is None), None)
+    wrong = "cannot be used here" if works is None else f"cannot take {steps} step{'s' * (steps > 1)} ({works} work)"
+    raise SlimdpmError(f"{what}: {type(made).__name__} {wrong}: {reason}")
+
+
+def default_steps(shell: Shell, scheduler: str) -> int:
+    """50; but a short process is walked whole, or all but a step with a scheduler that cannot take all."""
+    trained = len(shell.process)
+    if trained >= 100:
+        return 50
+    return trained if _failure(make_scheduler(shell, scheduler), trained) is None else max(trained - 1, 1)
+
+
+def _failure(scheduler: Any, steps: int) -> str | None:
+    """Why a scheduler does not get from noise to a sample in so many steps; None if it does."""
+    if steps > MOST_STEPS:
+        return f"{MOST_STEPS:,} steps at most"
+    generators = image_generators(0, range(1))
+    noise = torch.randn(1, 1, 1, 1, generator=generators[0])
     try:
-        return getattr(diffusers, class_name).from_config(pipeline.scheduler.config, **options)
-    except (ImportError, ValueError, NotImplementedError) as error:
-        raise SlimdpmError(
-            f"the scheduler {class_name} cannot be used here: {str(error).strip().splitlines()[0]}"
-        ) from None
+        sample = denoise(lambda x, t: noise, scheduler, noise, steps, generators)
+    except Exception as error:  # a scheduler says in many ways that it cannot
+        return first_line(error)
+    order = scheduler.timesteps
+    if not sample.isfinite().all() or (steps > 1 and order[0] <= order[-1]):
+        return "a timestep comes twice, or has no signal: the samples are not finite"
+    return None
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -103,6 +154,7 @@ def sample_batches(
         SlimdpmError: for a scheduler that does not fit, or a request that the pipeline cannot meet.
     """
     shell, unet = shell_of(pipeline), network_of(pipeline)
+    probe(shell, scheduler, steps)
     training = unet.training
     unet.eval()
     try:
@@ -133,29 +185,36 @@ def clean_samples(
     shape = (len(indices), shell.channels, shell.size, shell.size)
     noise = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
     guidance = shell.conditioning.sampling_inputs(indices, request or Request(), unet.device)
-    return denoise(unet, make_scheduler(shell, scheduler), noise, steps, generators, guidance)
+    predict = partial(guidance.predict, unet)
+    samples = denoise(predict, make_scheduler(shell, scheduler), noise, steps, generators)
+    if not samples.isfinite().all():
+        raise SlimdpmError(f"the samples {indices.start} to {indices[-1]} are not finite: the network is damaged")
+    return samples
 
 
 def denoise(
-    unet: torch.nn.Module,
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: Any,
     noise: torch.Tensor,
     steps: int,
     generators: list[torch.Generator],
-    guidance: Guidance,
 ) -> torch.Tensor:
-    """The reverse process from noise ``(B, C, H, W)`` of unit variance to clean samples."""
-    try:
-        scheduler.set_timesteps(steps, device=noise.device)
-    except ValueError as error:
-        raise SlimdpmError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
+    """The reverse process from noise ``(B, C, H, W)`` of unit variance to clean samples; see `probe` for its errors.
+
+    Args:
+        predict: the network's prediction of noisy samples ``(B, C, H, W)`` at a timestep.
+        scheduler: of diffusers.
+        noise: to begin with.
+        steps: of the scheduler.
+        generators: of each image's further noise.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     # randn_tensor treats a list of one as a single generator; so do the schedulers.
     extra = {"generator": generators} if takes_generator else {}
     sample = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(sample, t)
-        prediction = guidance.predict(unet, model_input, t)
+        prediction = predict(scheduler.scale_model_input(sample, t), t)
         sample = scheduler.step(prediction, t, sample, **extra, return_dict=False)[0]
     return sample
 

@@ -28,7 +28,7 @@ from slimdpm.loading import (
     read_config,
     unsupported,
 )
-from slimdpm.process import Process
+from slimdpm.process import Process, config_of
 from slimdpm.recipe import DataRecipe
 from slimdpm.transformer import TransformerDenoiser
 
@@ -127,11 +127,16 @@ class Shell:
             return samples
         return self.autoencoder.decode(samples / self.autoencoder.config.scaling_factor).sample
 
+    def predicting(self, prediction: str | None) -> Shell:
+        """The shell whose scheduler is told what its network predicts, if that is another thing than the teacher's."""
+        if prediction in (None, self.process.prediction):
+            return self
+        config = {**config_of(self.scheduler), "prediction_type": prediction}
+        return replace(self, scheduler=type(self.scheduler).from_config(config))
+
     def with_unet(self, unet: nn.Module, prediction: str | None = None) -> DiffusionPipeline:
-        """The pipeline with this U-Net; its scheduler is told what the network predicts, if that is another thing."""
-        scheduler = self.scheduler
-        if prediction is not None and prediction != self.process.prediction:
-            scheduler = type(scheduler).from_config(scheduler.config, prediction_type=prediction)
+        """The pipeline with this U-Net, which predicts what the teacher does or something else."""
+        scheduler = self.predicting(prediction).scheduler
         return self.pipeline_class(unet=unet, scheduler=scheduler, **{**self.parts, **self.conditioning.parts()})
 
 
@@ -183,7 +188,10 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     if not isinstance(config.sample_size, int):
         raise SlimdpmError(f"the U-Net's sample_size is {config.sample_size}: a square size is needed in its config")
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
-    shell = Shell(pipeline_class(name), pipeline.scheduler, config.sample_size, config.out_channels, autoencoder)
+    scheduler = pipeline.scheduler
+    if autoencoder is not None and scheduler.config.get("clip_sample"):  # by its class's default alone? not in latents
+        scheduler = type(scheduler).from_config(config_of(scheduler, latent=True))
+    shell = Shell(pipeline_class(name), scheduler, config.sample_size, config.out_channels, autoencoder)
     conditioning = conditioning_of(pipeline, network, shell.image_size)
     if config.in_channels != config.out_channels + conditioning.extra:
         raise SlimdpmError(
@@ -238,7 +246,13 @@ def new_shell(
     if unet["in_channels"] != unet.get("out_channels", unet["in_channels"]):
         raise SlimdpmError("a network with other channels in than out sees an image: give a pipeline that shows it one")
     conditioning = conditioning or Unconditional()
-    scheduler = DDPMScheduler(timesteps, beta_schedule=beta_schedule, prediction_type=prediction)
+    # By name: diffusers forgets arguments that are given by place when it makes another scheduler of this one.
+    scheduler = DDPMScheduler(
+        num_train_timesteps=timesteps,
+        beta_schedule=beta_schedule,
+        prediction_type=prediction,
+        clip_sample=autoencoder is None,
+    )
     if autoencoder is None:
         kind = pipeline_class(conditioning.pipeline or "DDPMPipeline")
         return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], conditioning=conditioning)

@@ -21,7 +21,7 @@ from slimdpm.documents import decoded
 from slimdpm.errors import SlimdpmError
 from slimdpm.fingerprint import fingerprint
 from slimdpm.recipe import DataRecipe, TeacherSamples
-from slimdpm.sampling import clean_samples, make_scheduler
+from slimdpm.sampling import clean_samples, make_scheduler, probe
 from slimdpm.teachers import Shell, Teacher
 
 _SHARD = 64  # samples take longer than latents: a kill shall cost few
@@ -78,7 +78,7 @@ def plan_samples(teacher: Teacher, data: DataRecipe) -> Samples:
     if data.flip and teacher.shell.autoencoder is not None:
         raise SlimdpmError("data.flip: latents do not mirror; leave it, and raise data.samples.count instead")
     settings = data.samples
-    make_scheduler(teacher.shell, settings.scheduler)  # an unknown one is an error now
+    probe(teacher.shell, settings.scheduler, settings.steps, "data.samples.steps")
     prompts = [] if settings.prompts is None else _read_prompts(Path(settings.prompts).expanduser())
     return Samples(teacher, settings, Request(prompts=prompts, guidance=settings.guidance))
 
@@ -118,8 +118,6 @@ def prepare_samples(
                     unet, shell, batch, steps=s.steps, scheduler=s.scheduler, seed=s.seed, request=source.request
                 )
                 made = made.float().cpu()
-                if not made.isfinite().all():
-                    raise SlimdpmError(f"the teacher's samples {start} to {batch[-1]} are not finite")
                 # In pixels there is nothing beyond black and white; latents know no such bound.
                 parts.append(made if shell.autoencoder is not None else made.clamp(-1, 1))
                 advance(len(batch))
