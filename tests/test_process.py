@@ -11,7 +11,7 @@ from diffusers import (
 )
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.process import PREDICTIONS, Process, comparison_kind
+from slimdpm.process import PREDICTIONS, Process, comparison_kind, config_of
 
 T = torch.tensor([0, 10, 500, 999])
 
@@ -58,3 +58,40 @@ def test_what_is_not_supported_says_so():
     process = Process.of_scheduler(DDPMScheduler())
     with pytest.raises(ValueError, match="unknown prediction"):
         process.convert(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), T[:1], "epsilon", "score")
+
+
+def test_arguments_given_by_place_belong_to_the_process():
+    """diffusers leaves them out when it makes one scheduler of another."""
+    scheduler = DDPMScheduler(20, 0.01, 0.3, "scaled_linear")
+    torch.testing.assert_close(Process.of_scheduler(scheduler).alphas_cumprod, scheduler.alphas_cumprod)
+    assert len(Process.of_scheduler(DDIMScheduler.from_config(config_of(scheduler)))) == 20
+
+
+def test_betas_that_are_no_schedule_are_one_line():
+    for betas in ([float("nan")] * 4, [0.1, 2.0], [[0.1], [0.2]], [-0.5, 0.1]):
+        with pytest.raises(SlimdpmError, match="betas are no noise schedule"):
+            Process.of_scheduler(DDPMScheduler(num_train_timesteps=len(betas), trained_betas=betas)).check()
+    scheduler = DDPMScheduler()
+    scheduler.register_to_config(beta_schedule="abc")
+    with pytest.raises(SlimdpmError, match="no noise schedule.*abc"):
+        Process.of_scheduler(scheduler)
+
+
+def test_what_does_not_follow_at_the_ends_of_the_process_is_refused():
+    """Where there is no signal nothing follows from ε, where there is no noise no ε from x₀: against the formula."""
+    ends = Process.of_scheduler(DDIMScheduler(rescale_betas_zero_snr=True))
+    begins = Process.of_scheduler(DDPMScheduler(num_train_timesteps=3, trained_betas=[0.0, 0.1, 0.2]))
+    x, last, first = torch.ones(1, 1, 2, 2), torch.tensor([999]), torch.tensor([0])
+    assert not ends.convert(x, x / 2, last, "epsilon", "v_prediction").isfinite().all()
+    assert not begins.convert(x, x / 2, first, "sample", "epsilon").isfinite().all()
+    for refused in (("epsilon",), ("v_prediction", "epsilon")):
+        with pytest.raises(SlimdpmError, match="ends without signal.*must both predict v_prediction or sample"):
+            ends.check_training(*refused)
+    with pytest.raises(SlimdpmError, match="begins without any noise"):
+        begins.check_training("sample")
+    ends.check_training("v_prediction", "sample")
+    begins.check_training("epsilon", "v_prediction")
+    cosine = Process.of_scheduler(DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    cosine.check_training("epsilon")
+    with pytest.raises(SlimdpmError, match="ends without signal"):
+        cosine.check_training("v_prediction", "epsilon")

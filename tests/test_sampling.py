@@ -1,14 +1,30 @@
 """Samples: schedulers, seeds, and the PNGs of ``slimdpm sample``."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from conftest import TINY
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+import torch
+from conftest import TINY, TRIAL, latent_pipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    LDMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+    VQModel,
+)
 from PIL import Image
 
 from slimdpm import SlimdpmError, SpectralUNet2DModel, sample_images
+from slimdpm.job import plan_job
+from slimdpm.loading import load_pipeline
 from slimdpm.pictures import write_samples
-from slimdpm.sampling import SCHEDULERS, make_scheduler, sample_batches
+from slimdpm.recipe import load_recipe
+from slimdpm.sampling import SCHEDULERS, make_scheduler, probe, sample_batches
+from slimdpm.teachers import new_shell, shell_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +59,84 @@ def test_unknown_schedulers_are_refused(pipeline, name):
 def test_too_many_steps_are_refused(pipeline):
     with pytest.raises(SlimdpmError, match="cannot take 2000 steps"):
         sample_images(pipeline, 1, steps=2000, scheduler="ddim")
+
+
+@pytest.mark.parametrize("name", ["dpm++", "dpm++sde", "unipc", "deis"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading"])
+def test_as_many_steps_as_the_process_has(name, spacing):
+    """The multistep solvers would visit a timestep twice and divide by nothing: every pixel had one value."""
+    scheduler = DDPMScheduler(num_train_timesteps=20, timestep_spacing=spacing)
+    short = DDPMPipeline(SpectralUNet2DModel(**TINY), scheduler)
+    with pytest.raises(SlimdpmError, match=r"cannot take 20 steps \(19 work\)"):
+        sample_images(short, 1, steps=20, scheduler=name)
+    assert sample_images(short, 1, steps=19, scheduler=name).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name", "steps", "words"),
+    [
+        (DDIMScheduler(steps_offset=1), None, 1000, r"cannot take 1000 steps \(999 work\)"),
+        (DDPMScheduler(num_train_timesteps=20), "ddim", 50, r"cannot take 50 steps \(20 work\)"),
+        (DDIMScheduler(prediction_type="sample"), "euler-a", 20, "EulerAncestral.*cannot be used here: .*sample"),
+        (DDPMScheduler(), "pndm", 1, r"cannot take 1 step \(4 work\)"),
+        (DDPMScheduler(), "pndm", 3, r"cannot take 3 steps \(4 work\)"),
+        (DDPMScheduler(), "euler", 10**9, "10,000 steps at most"),
+        (DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"), None, 20, "not finite"),
+    ],
+)
+def test_steps_that_a_scheduler_cannot_take_are_one_line_at_once(pipeline, scheduler, name, steps, words):
+    shell = replace(shell_of(pipeline), scheduler=scheduler)
+    with pytest.raises(SlimdpmError, match=f"^samples.steps: .*{words}"):
+        probe(shell, name, steps, "samples.steps")
+
+
+def plan(teacher, images, *sets):
+    values = {"data": {"path": str(images)}, "student": {"width": 8}}
+    trial = [s for s in TRIAL if not s.startswith("samples.steps")]
+    return plan_job(load_recipe(None, [*trial, *sets], values=values), teacher=teacher)
+
+
+def test_a_run_is_planned_with_steps_that_work(image_folder):
+    unet = UNet2DModel(**TINY)
+    short = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=60))
+    assert plan(DDPMPipeline(unet, DDPMScheduler()), image_folder).recipe.samples.steps == 50
+    assert plan(short, image_folder).recipe.samples.steps == 60
+    assert plan(short, image_folder, "samples.scheduler=dpm++").recipe.samples.steps == 59
+    with pytest.raises(SlimdpmError, match=r"samples.steps: DDIMScheduler cannot take 61 steps \(60 work\)"):
+        plan(short, image_folder, "samples.steps=61")
+    with pytest.raises(SlimdpmError, match="samples.steps: EulerAncestral.* cannot be used here"):
+        plan(short, image_folder, "student.prediction=sample", "samples.scheduler=euler-a")
+    with pytest.raises(SlimdpmError, match=r"data.samples.steps: DDIMScheduler cannot take 61 steps \(60 work\)"):
+        plan(short, "teacher", "data.samples.steps=61")
+    ends = DDPMPipeline(unet, DDIMScheduler(rescale_betas_zero_snr=True))
+    with pytest.raises(SlimdpmError, match="ends without signal"):
+        plan(ends, image_folder, "student.prediction=v_prediction")
+
+
+def test_nothing_is_clipped_in_latent_space_by_a_default(tmp_path):
+    """x₀ of latents has no bounds: only what a config itself says is done."""
+    pipeline = latent_pipeline(VQModel)
+    for scheduler in (DDIMScheduler(), EulerDiscreteScheduler(), PNDMScheduler()):
+        shell = shell_of(LDMPipeline(pipeline.vqvae, pipeline.unet, scheduler))
+        for name in (None, "ddpm", "ddim"):
+            assert not make_scheduler(shell, name).config.get("clip_sample")
+        shell.with_unet(pipeline.unet, "v_prediction").save_pretrained(tmp_path / type(scheduler).__name__)
+        saved = load_pipeline(tmp_path / type(scheduler).__name__)
+        assert not make_scheduler(saved, "ddim").config.clip_sample
+    explicit = shell_of(LDMPipeline(pipeline.vqvae, pipeline.unet, DDIMScheduler(clip_sample=True)))
+    assert make_scheduler(explicit, None).config.clip_sample and make_scheduler(explicit, "ddpm").config.clip_sample
+    pixels = shell_of(DDPMPipeline(pipeline.unet, DDPMScheduler()))
+    assert make_scheduler(pixels, None).config.clip_sample and make_scheduler(pixels, "ddim").config.clip_sample
+    pipeline.vqvae.save_pretrained(tmp_path / "vqvae")
+    fresh = new_shell(pipeline.unet.config, timesteps=30, autoencoder=str(tmp_path / "vqvae"))
+    assert len(fresh.process) == 30 and not make_scheduler(fresh, "ddim").config.clip_sample
+
+
+def test_samples_that_are_not_finite_are_an_error(pipeline):
+    damaged = SpectralUNet2DModel(**TINY)
+    torch.nn.init.constant_(damaged.conv_out.bias, float("nan"))
+    with pytest.raises(SlimdpmError, match="the samples 0 to 1 are not finite"):
+        sample_images(DDPMPipeline(damaged, DDPMScheduler()), 2, steps=2)
 
 
 def test_pictures_are_written_and_made_once(tmp_path, teacher_folder, monkeypatch):

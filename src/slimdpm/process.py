@@ -20,7 +20,7 @@ from torch import Tensor
 from slimdpm.errors import SlimdpmError, blamed
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # diffusers' names
-_TINY = 1e-7  # of ᾱ: some schedulers write a number like 2⁻²⁴ for none
+_TINY = 1e-7  # of ᾱ: cosine schedules end below it
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Process:
         """Read the training process off any diffusers scheduler that has one.
 
         Raises:
-            SlimdpmError: for a scheduler without discrete ``ᾱ_t`` (flow matching, EDM), an unknown prediction, or
-                ``ᾱ_t`` that are no noise schedule.
+            SlimdpmError: for a scheduler without discrete ``ᾱ_t`` (flow matching, EDM), or an unknown prediction.
         """
         prediction = scheduler.config.get("prediction_type", "epsilon")
         if getattr(scheduler, "alphas_cumprod", None) is None or prediction not in PREDICTIONS:
@@ -51,10 +50,7 @@ class Process:
             )
         # DDPMScheduler is the training-time view, as in diffusers' own examples: samplers may rescale or reorder.
         with blamed(f"the scheduler's config is no noise schedule ({type(scheduler).__name__})"):
-            alphas_cumprod = DDPMScheduler.from_config(config_of(scheduler)).alphas_cumprod.float()
-            if alphas_cumprod.ndim != 1 or not ((alphas_cumprod >= 0) & (alphas_cumprod <= 1)).all():
-                raise ValueError("it needs a list of betas between 0 and 1")
-        return cls(alphas_cumprod, prediction)
+            return cls(DDPMScheduler.from_config(config_of(scheduler)).alphas_cumprod.float(), prediction)
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -62,20 +58,30 @@ class Process:
     def to(self, device: torch.device | str) -> Process:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
+    def check(self) -> None:
+        """That it is a process at all.
+
+        Raises:
+            SlimdpmError: if ``ᾱ_t`` are no list of numbers between 0 and 1.
+        """
+        if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod <= 1)).all():
+            raise SlimdpmError("the scheduler's betas are no noise schedule: numbers between 0 and 1 are needed")
+
     def check_training(self, *predictions: str) -> None:
         """That networks which predict these can be trained and compared at every timestep.
 
         Raises:
-            SlimdpmError: for ε where there is no signal (``ᾱ_T = 0``): x₀ and v do not follow from it there; and for a
-                schedule that has a step without any noise.
+            SlimdpmError: for ε where there is no signal (``ᾱ_T = 0``), and for x₀ where there is no noise: there the
+                other predictions do not follow.
         """
-        if self.alphas_cumprod.min() < _TINY and "epsilon" in predictions:
+        least = self.alphas_cumprod.min()
+        if "epsilon" in predictions and (least == 0 or (least < _TINY and len(set(predictions)) > 1)):
             raise SlimdpmError(
-                "the scheduler ends without any signal (zero terminal SNR): a network that predicts epsilon says "
-                "nothing there; teacher and student must predict v_prediction or sample"
+                f"the scheduler ends without signal (terminal SNR {least.item():.1g}): there nothing follows from a "
+                "prediction of epsilon; teacher and student must both predict v_prediction or sample"
             )
-        if self.alphas_cumprod.max() == 1:
-            raise SlimdpmError("the scheduler begins without any noise (beta 0): nothing can be learnt at that timestep")
+        if self.alphas_cumprod.max() == 1 and "sample" in predictions:
+            raise SlimdpmError("the scheduler begins without any noise (beta 0): no noise follows from a sample there")
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``√ᾱ_t`` and ``√(1 − ᾱ_t)`` for timesteps ``(B,)``, each ``(B, 1, 1, 1)``."""

@@ -18,7 +18,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
-from slimdpm.conditioning import Guidance, Request
+from slimdpm.conditioning import Request
 from slimdpm.data import to_pixels
 from slimdpm.errors import SlimdpmError, blamed, first_line
 from slimdpm.process import config_of

@@ -201,7 +201,7 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     own = conditioning.pipeline or name
     parts = _others(pipeline) if own == name else {"vqvae": autoencoder}
     shell = replace(shell, pipeline_class=pipeline_class(own), conditioning=conditioning, parts=parts)
-    _ = shell.process  # an unsupported scheduler is an error now, not at the first step
+    shell.process.check()  # an unsupported scheduler is an error now, not at the first step
     return shell
 
 
