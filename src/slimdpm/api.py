@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
+from slimdpm.cache.content import short
 from slimdpm.display import Display
+from slimdpm.errors import blamed
 from slimdpm.job import plan_job, run_job
 from slimdpm.recipe import TEACHER, load_recipe
 from slimdpm.sources import open_source
@@ -118,4 +119,5 @@ def _data_name(data: Any) -> str:
         return f"./{data}"  # the folder
     if isinstance(data, (str, Path)):
         return str(data)
-    return f"{type(data).__name__} {hashlib.sha256(open_source(data).identity().encode()).hexdigest()[:12]}"
+    with blamed("the images cannot be read"):
+        return f"{type(data).__name__} {short(open_source(data).identity())}"

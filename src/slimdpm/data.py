@@ -6,20 +6,22 @@ seen, so nothing of a data loader's state needs saving.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.cache.content import content_of, short
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import atomic_file, read_sealed, write_sealed
 from slimdpm.images import pixels, square, upright
 from slimdpm.sources import Arrays, Source
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from slimdpm.cache.store import Store
 
 _LISTED = 5  # broken files named in full
+# Why an image cannot be read through no fault of its own: handles or memory used up, a mount that is gone.
+_SYSTEMS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,19 @@ class Decoder:
         image = upright(source.image(index), self.channels)
         return pixels(square(image, self.size, crop=self.crop, interpolation=self.interpolation, rng=rng))
 
+    def attempt(self, source: Source, index: int) -> tuple[np.ndarray | None, str | None]:
+        """The square, or the reason why the image is broken.
+
+        Raises:
+            SlimdpmError: if it is not the image that is, but the system.
+        """
+        try:
+            return self(source, index), None
+        except Exception as error:  # decoders raise anything at all on a broken file
+            if isinstance(error, OSError) and error.errno in _SYSTEMS:
+                raise SlimdpmError(f"the image {source.name(index)} cannot be read: {error.strerror}") from None
+            return None, f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
 
 @dataclass(frozen=True)
 class Images:
@@ -66,6 +83,7 @@ class Images:
         conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
         latents: the clean samples of all of the source's images, if they are kept: a store with the parts of
             `slimdpm.teachers.Shell.moments`, each as it is and mirrored, or once if mirroring is flipping it.
+        memory: a folder that remembers what the images are, see `slimdpm.cache.content.content_of`.
     """
 
     source: Source
@@ -75,6 +93,7 @@ class Images:
     squares: np.ndarray | None
     conditions: Sequence | None = None
     latents: Store | None = None
+    memory: Path | None = None
 
     def __len__(self) -> int:
         return len(self.good)
@@ -84,7 +103,8 @@ class Images:
         index = int(self.good[number])
         if self.squares is not None:
             return self.squares[index]
-        return self.decoder(self.source, index, rng)
+        with blamed(f"the image {self.source.name(index)} cannot be read any more"):
+            return self.decoder(self.source, index, rng)
 
     def moments(self, number: int, mirrored: bool) -> dict[str, Tensor]:
         """What is kept of the clean sample of the `number`-th good image, float32 ``(C, h, w)`` each."""
@@ -130,23 +150,26 @@ def prepare_images(
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
     if isinstance(source, Arrays) and source.images.shape[1:] == (decoder.size, decoder.size, decoder.channels):
-        return Images(source, decoder, np.arange(len(source)), [], source.images)
+        return Images(source, decoder, np.arange(len(source)), [], source.images, memory=cache)
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = not any(cache.glob("images-*.json"))
+        if fresh and all(decoder.attempt(source, i)[1] for i in range(len(source))):
+            cache = None  # none can be read, as is said below: there is nothing to keep
     keep_squares = cache is not None and decoder.crop == "center"
-    key = hashlib.sha256(repr((source.identity(), decoder)).encode()).hexdigest()[:16]
+    key = short(content_of(source, cache), repr(decoder)) if cache else ""
     index_file = cache / f"images-{key}.json" if cache else None
     squares_file = cache / f"images-{key}.npy" if cache and keep_squares else None
     broken = None if index_file is None else _kept(index_file, say)
     if broken is None:
         broken = _decode_all(source, decoder, squares_file, workers, track)
-        if len(broken) == len(source) and squares_file is not None:
-            squares_file.unlink()
         check_readable(source, broken)
         if index_file is not None:
             listed = [[i, name, reason] for i, (name, reason) in broken.items()]
             write_sealed(index_file, {"broken": listed}, [squares_file] if squares_file else [])
     good = np.array([i for i in range(len(source)) if i not in broken])
     squares = np.load(squares_file, mmap_mode="r") if squares_file else None
-    return Images(source, decoder, good, list(broken.values()), squares)
+    return Images(source, decoder, good, list(broken.values()), squares, memory=cache)
 
 
 def _kept(index_file: Path, say: Callable[[str], None]) -> dict[int, tuple[str, str]] | None:
@@ -171,7 +194,7 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
     """Decode every image, into the cache if there is one. Returns the broken ones: number to (name, reason)."""
     broken: dict[int, tuple[str, str]] = {}
     results = track(
-        _loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
+        _Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
     )
     if squares_file is None:
         broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
@@ -188,9 +211,45 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
     return broken
 
 
-def _loader(dataset: Dataset, **options: Any) -> DataLoader:
-    """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator."""
-    return DataLoader(dataset, generator=torch.Generator(), worker_init_fn=leave_to_parent, **options)
+class _Loader(DataLoader):
+    """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator.
+
+    A `SlimdpmError` comes out of its processes as it was raised, without their tracebacks.
+    """
+
+    def __init__(self, dataset: Dataset, collate_fn: Callable = default_collate, **options: Any):
+        collate = partial(_first_error_or, collate_fn)
+        super().__init__(
+            _Caught(dataset), collate_fn=collate, generator=torch.Generator(), worker_init_fn=leave_to_parent, **options
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with blamed("the processes that read images fail (data.workers=0 does without)"):
+            for item in super().__iter__():
+                if isinstance(item, SlimdpmError):
+                    raise item
+                yield item
+
+
+class _Caught(Dataset):
+    """A data set whose items may be errors."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except SlimdpmError as error:
+            return error
+
+
+def _first_error_or(collate: Callable, items: Any) -> Any:
+    found = items if isinstance(items, list) else [items]
+    return next((item for item in found if isinstance(item, SlimdpmError)), None) or collate(items)
 
 
 def _as_is(item):
@@ -207,10 +266,7 @@ class _Attempts(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str | None]:
-        try:
-            return index, self.decoder(self.source, index), None
-        except Exception as error:  # decoders raise anything at all on a broken file
-            return index, None, f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        return index, *self.decoder.attempt(self.source, index)
 
 
 def _reserve(file: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -302,7 +358,7 @@ def training_loader(
     """
     if stream.images.squares is not None or stream.images.latents is not None:
         workers = 0
-    return _loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+    return _Loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
 def to_model_range(array: Tensor) -> Tensor:

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 Image.init()
-EXTENSIONS = frozenset(Image.registered_extensions()) - {".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf"}
+# Those that Pillow decodes itself: it hands others (PostScript) to a program on the path, whatever a file is called.
+FORMATS = tuple(
+    name
+    for name in (
+        "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD",
+        "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
+    )
+    if name in Image.OPEN
+)  # fmt: skip
+EXTENSIONS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+MOST_PIXELS = 2**27  # of an image: half a gigabyte with transparency
+_DEEP = {"I": 65535.0, "F": 1.0}  # white of whole numbers (Pillow has 16 bits as them, too), of floating point
+_LONG = 16  # times as long as wide: such an image is not resized whole
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has a bound of its own
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """The first picture of an image file, decoded.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that is broken, too large or of none of the `FORMATS`.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are too many, {MOST_PIXELS:,} at most")
+        image.load()
+        return image
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
     """The image as a viewer shows it, in RGB (or greyscale for one channel).
 
     The EXIF orientation is applied, a palette is looked up, transparency is laid on white, CMYK is converted, and
-    16-bit greyscale is brought to 8 bits.
+    deep greyscale is brought to 8 bits: white is 65535 for whole numbers of 16 or more bits, 1 for floating point.
+
+    Raises:
+        ValueError: for deep greyscale far outside this range; what it means cannot be told.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -52,14 +84,19 @@ def square(
     scale = size / min(width, height)
     # At least `size`: rounding must not leave the square one pixel short.
     resized = (max(size, round(width * scale)), max(size, round(height * scale)))
-    if resized != image.size:
-        image = image.resize(resized, FILTERS[interpolation])
     spare = (resized[0] - size, resized[1] - size)
     if crop == "random" and rng is not None:
         left, top = (int(rng.integers(0, s + 1)) for s in spare)
     else:
         left, top = (s // 2 for s in spare)
-    return image.crop((left, top, left + size, top + size))
+    right, bottom = left + size, top + size
+    if max(resized) > _LONG * size:  # resized as a whole it might take gigabytes
+        x, y = resized[0] / width, resized[1] / height
+        box = (left / x, top / y, min(right / x, width), min(bottom / y, height))
+        return image.resize((size, size), FILTERS[interpolation], box)
+    if resized != image.size:
+        image = image.resize(resized, FILTERS[interpolation])
+    return image.crop((left, top, right, bottom))
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -82,7 +119,11 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int, *, gap: int = 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit and floating greyscale, whose values PIL would clip at 255."""
-    values = np.asarray(image).astype(np.float64)
-    top = values.max(initial=0)
-    limit = 1.0 if top <= 1.0 and image.mode == "F" else 255.0 if top <= 255 else 65535.0
-    return Image.fromarray(np.clip(values * 255 / limit, 0, 255).round().astype(np.uint8))
+    white = _DEEP[image.mode[0]]
+    values = np.asarray(image).astype(np.float32)
+    low, high = values.min(), values.max()
+    # What a resampling leaves beyond black and white is clipped; another range would come out black or white.
+    if not (-white / 2 <= low and high <= 2 * white):
+        raise ValueError(f"greyscale from {low:g} to {high:g}: black must be 0 and white {white:g}")
+    values *= 255 / white
+    return Image.fromarray(np.clip(values, 0, 255, out=values).round().astype(np.uint8))

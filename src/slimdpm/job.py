@@ -74,7 +74,8 @@ class Job:
             why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
             lines.append(f"feature pairs: {compared}{why}")
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
-        lines += [conditioning] if conditioning else []
+        lines += conditioning.splitlines() if conditioning else []
+        lines += getattr(self.source, "remarks", [])
         size = self.shell.image_size
         lines.append(f"data: {recipe.data.described(len(self.source))} as {size}x{size}")
         train = recipe.train

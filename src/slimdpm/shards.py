@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from slimdpm.annotations import Labels, number_labels
+from slimdpm.annotations import MOST_TEXT, Labels, number_labels
 from slimdpm.documents import decoded
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import digest_files
-from slimdpm.images import EXTENSIONS
+from slimdpm.images import EXTENSIONS, open_image
 
 _BLOCK = 512  # a tar file is made of these, and ends with two that are zero
 
@@ -59,9 +59,7 @@ class Shards:
         with sample.shard.open("rb") as shard:
             shard.seek(sample.offset)
             data = shard.read(sample.size)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image
+        return open_image(io.BytesIO(data))
 
     def name(self, index: int) -> str:
         return f"{self.samples[index].shard.name}/{self.samples[index].name}"
@@ -94,29 +92,45 @@ class Shards:
         """The samples of one shard. What belongs together lies together, and is called alike up to the first dot."""
         samples: dict[str, _Sample] = {}
         beside: dict[str, dict[str, bytes]] = {}
-        end = 0
-        try:
-            with tarfile.open(file, "r:") as tar, file.open("rb") as data:
-                for member in tar:
-                    end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                    path = PurePosixPath(member.name)
-                    stem, _, suffix = path.name.partition(".")
-                    key, extension = str(path.with_name(stem)) if stem else "", f".{suffix.lower()}"
-                    if not member.isfile() or not stem:
-                        continue
-                    if extension in (self.label_extension, self.text_extension):
-                        data.seek(member.offset_data)
-                        beside.setdefault(key, {})[extension] = data.read(member.size)
-                    elif extension in EXTENSIONS and key not in samples:
-                        samples[key] = _Sample(file, member.name, member.offset_data, member.size)
-                data.seek(end)
-                whole = data.read(2 * _BLOCK) == bytes(2 * _BLOCK)
-        except tarfile.ReadError as error:
-            whole = False
-            if not samples:
-                raise SlimdpmError(f"{file} cannot be read as a tar file: {error}") from None
+        whole = False
+        with blamed(f"{file} cannot be read as a tar file"), file.open("rb") as data:
+            try:
+                with tarfile.open(file, "r:") as tar:
+                    for member in _in_order(tar, file.stat().st_size):
+                        path = PurePosixPath(member.name)
+                        stem, _, suffix = path.name.partition(".")
+                        key, extension = str(path.with_name(stem)) if stem else "", f".{suffix.lower()}"
+                        if not member.isfile() or not stem:
+                            continue
+                        if extension in (self.label_extension, self.text_extension):
+                            data.seek(member.offset_data)
+                            beside.setdefault(key, {})[extension] = data.read(min(member.size, MOST_TEXT + 1))
+                        elif extension in EXTENSIONS and key not in samples:
+                            samples[key] = _Sample(file, member.name, member.offset_data, member.size)
+                    data.seek(tar.offset)
+                    whole = data.read(2 * _BLOCK) == bytes(2 * _BLOCK)
+            except tarfile.ReadError:
+                if not samples:
+                    raise
         if not whole:
             raise SlimdpmError(f"the shard {file} is cut short: it lacks a tar file's end; fetch or write it again")
         for key, sample in samples.items():
             sample.beside = beside.get(key, {})
         return list(samples.values())
+
+
+def _in_order(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar file of so many bytes, each of them behind the one before.
+
+    Raises:
+        ValueError: if one is not, which might go on for ever, or has holes.
+        tarfile.ReadError: if one is cut short.
+    """
+    end = 0
+    for member in tar:
+        if member.size < 0 or member.offset_data < end or member.sparse is not None:
+            raise ValueError(f"the header of {member.name} is no plain file's")
+        end = member.offset_data + member.size if member.isfile() else member.offset_data
+        if end > size:
+            raise tarfile.ReadError(f"{member.name} ends behind the end of the file")
+        yield member

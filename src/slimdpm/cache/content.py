@@ -10,26 +10,35 @@ from typing import Any
 
 from filelock import FileLock
 
+from slimdpm.errors import blamed
 from slimdpm.files import write_text
 from slimdpm.fingerprint import fingerprint
 
 
-def content_of(source: Any, memory: Path) -> str:
+def content_of(source: Any, memory: Path | None) -> str:
     """A short name for the images of a source, in their order.
 
     Reading all of them takes a while, so the answer is remembered for as long as the files keep size and date.
 
     Args:
         source: see `slimdpm.sources.Source`. One that cannot tell its content is known by its identity.
-        memory: the folder that remembers; it exists.
+        memory: the folder that remembers; it exists. None remembers nothing.
+
+    Raises:
+        SlimdpmError: if an image is gone, or cannot be read.
     """
-    identity = source.identity()
-    if not hasattr(source, "content"):
-        return short(identity)
+    with blamed("the images cannot be read"):
+        identity = source.identity()
+        if not hasattr(source, "content"):
+            return short(identity)
+        if memory is None:
+            return source.content()
     file = memory / f"content-{short(identity)}.txt"
     with FileLock(memory / "content.lock"):  # of several processes one reads
         if not file.exists():
-            write_text(file, source.content())
+            with blamed("the images cannot be read"):
+                content = source.content()
+            write_text(file, content)
     return file.read_text(encoding="utf-8")
 
 

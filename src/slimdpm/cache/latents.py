@@ -60,7 +60,7 @@ def prepare_latents(
     broken = {number: (source.name(number), reason) for number, reason in store.notes().items()}
     check_readable(source, broken)
     good = np.array([i for i in range(len(source)) if i not in broken])
-    return replace(Images(source, decoder, good, list(broken.values()), None), latents=store)
+    return replace(Images(source, decoder, good, list(broken.values()), None), latents=store, memory=root)
 
 
 def _maker(
@@ -74,10 +74,8 @@ def _maker(
     blank = np.zeros((decoder.size, decoder.size, decoder.channels), np.uint8)
 
     def decode(number: int) -> tuple[np.ndarray, str | None]:
-        try:
-            return decoder(source, number), None
-        except Exception as error:  # decoders raise anything at all on a broken file
-            return blank, f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        square, reason = decoder.attempt(source, number)
+        return blank if square is None else square, reason
 
     def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
         decoded = pool.map(decode, range(first, last))  # runs ahead of the encoder

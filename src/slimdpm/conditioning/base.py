@@ -112,7 +112,7 @@ class Conditioning(Protocol):
         """For images of this size in pixels."""
 
     def describe(self, drop: float) -> str | None:
-        """One line for the start of a run."""
+        """For the start of a run, in lines."""
 
     def knows(self, source: Any) -> bool:
         """Whether a source says anything of its images' conditions."""

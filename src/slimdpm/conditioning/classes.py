@@ -18,6 +18,8 @@ MISSING_LABELS = (
     "column that has them as data.label_column"
 )
 
+_LISTED = 20  # classes of the data at the start of a run
+
 
 @dataclass(frozen=True)
 class ClassLabels:
@@ -28,12 +30,14 @@ class ClassLabels:
         null: the number that stands for no class; None if the network knows none, it is then never guided.
         names: of the classes, in the order of their numbers; one may list several, with commas.
         embedder: labels ``(B,)`` to ``(B, 1, D)`` for cross-attention; None if the network takes numbers.
+        told: the data's classes by their names there, and which numbers of the network they are.
     """
 
     rows: int
     null: int | None = None
     names: tuple[str, ...] | None = None
     embedder: nn.Module | None = None
+    told: tuple[tuple[str, int], ...] = ()
 
     pipeline: ClassVar[str | None] = "ClassConditionalLDMPipeline"
     keepable: ClassVar[bool] = False
@@ -60,7 +64,11 @@ class ClassLabels:
     def describe(self, drop: float) -> str | None:
         named = f": {', '.join(self.names[:5])}{', ...' if len(self.names) > 5 else ''}" if self.names else ""
         dropped = f"{drop:.0%} are dropped for guidance" if self.null is not None else "no null class, so no guidance"
-        return f"conditioning: {len(self.numbers)} classes{named}; {dropped}"
+        line = f"conditioning: {len(self.numbers)} classes{named}; {dropped}"
+        told = [f"{name} is {number}" for name, number in self.told]
+        if len(told) > _LISTED:
+            told = [*told[: _LISTED - 1], f"... ({len(told)} in all)", told[-1]]
+        return f"{line}\nclasses of the data: {', '.join(told)}" if told else line
 
     def knows(self, source: Any) -> bool:
         return labels_of(source) is not None
@@ -69,8 +77,8 @@ class ClassLabels:
         labels = labels_of(source)
         if labels is None:
             raise SlimdpmError(MISSING_LABELS)
-        table = dict(enumerate(self._table(labels.names))) if labels.names else {n: n for n in self.numbers}
         values = labels.numbers.tolist()
+        table = dict(enumerate(self._table(labels.names))) if labels.names else self._by_number(values)
         wrong = next((i for i, value in enumerate(values) if value not in table), None)
         if wrong is not None:
             first, last = min(table), max(table)
@@ -79,7 +87,16 @@ class ClassLabels:
                 f"{first} to {last}"
             )
         known = labels.names if self.names is None and len(labels.names or ()) == len(self.numbers) else self.names
-        return replace(self, names=known), [table[value] for value in values]
+        seen = sorted(set(values))
+        told = tuple((str(value) if labels.names is None else labels.names[value], table[value]) for value in seen)
+        return replace(self, names=known, told=told), [table[value] for value in values]
+
+    def _by_number(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The network's numbers for a data set's: the same, unless such numbers are the names of the network's."""
+        known = self._numbers_by_name()
+        if all(str(number) in known for number in set(numbers)):
+            return {number: known[str(number)] for number in set(numbers)}
+        return {number: number for number in self.numbers}
 
     def _table(self, names: Sequence[str]) -> list[int]:
         """The network's numbers for a data set's classes: by name if the names meet, else in the same order."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from slimdpm.conditioning.base import EXTRA, Guidance, Inputs, Request
 from slimdpm.conditioning.text import Text
 from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.images import pixels, square, upright
+from slimdpm.images import open_image, pixels, square, upright
 
 _BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is given: the middle
 
@@ -135,7 +135,5 @@ def random_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, Path):
         with blamed(f"the image {image} cannot be read"):
-            opened = Image.open(image)
-            opened.load()
-            return opened
+            return open_image(image)
     return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))

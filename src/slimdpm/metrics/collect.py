@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from slimdpm.cache.content import settings_of
+from slimdpm.cache.content import content_of, settings_of
 from slimdpm.conditioning import Request
 from slimdpm.data import Images
 from slimdpm.display import Display
@@ -93,7 +93,9 @@ class Given:
 
     def __post_init__(self) -> None:
         self.order = np.random.default_rng(self.seed).permutation(len(self.data))[: self.most]
-        self.key = _short((self.data.source.identity(), repr(self.data.decoder), self.most, self.seed, SHARD))
+        self.key = _short(
+            (content_of(self.data.source, self.data.memory), repr(self.data.decoder), self.most, self.seed, SHARD)
+        )
 
     def __len__(self) -> int:
         return len(self.order)
