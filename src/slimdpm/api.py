@@ -15,6 +15,7 @@ from slimdpm.display import Display
 from slimdpm.errors import blamed
 from slimdpm.job import plan_job, run_job
 from slimdpm.recipe import TEACHER, load_recipe
+from slimdpm.sizes import Size
 from slimdpm.sources import open_source
 
 
@@ -69,7 +70,7 @@ def train(
     data: Any,
     *,
     output: str | Path | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     steps: int | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -81,7 +82,7 @@ def train(
         model: a preset (see `slimdpm.PRESETS`), a config.json, or a folder with one.
         data: as for `slim`.
         output: as for `slim`.
-        size: of the images in pixels, by default the config's.
+        size: of the images in pixels, a number or ``(height, width)``, by default the config's.
         steps: optimiser steps.
         recipe: a YAML file with further settings.
         settings: settings by their dotted names in a recipe.

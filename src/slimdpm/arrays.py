@@ -12,12 +12,13 @@ from PIL import Image
 
 from slimdpm.annotations import Labels, number_labels
 from slimdpm.errors import SlimdpmError, blamed
+from slimdpm.images import picture
 
 _LARGE, _PACKED = 2**30, 200  # bytes of an array that may unpack to any size, and times its packed size beyond that
 
 
 class Arrays:
-    """uint8 images ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)``; their classes and captions, each ``(N,)``.
+    """uint8 images ``(N, H, W, C)``, C 1, 3 or 4, or ``(N, H, W)``; their classes and captions, each ``(N,)``.
 
     Args:
         images: the images.
@@ -37,7 +38,7 @@ class Arrays:
     ):
         if images.ndim == 3:
             images = images[..., None]
-        if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or not images.size:
+        if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or images.dtype != np.uint8 or not images.size:
             raise SlimdpmError(
                 f"{label}: expected uint8 images of shape (N, H, W, 3) or (N, H, W), got {images.dtype} "
                 f"of shape {tuple(images.shape)}"
@@ -48,8 +49,7 @@ class Arrays:
         return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        array = self.images[index]
-        return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+        return picture(self.images[index])
 
     def name(self, index: int) -> str:
         return f"{self.label}[{index}]"

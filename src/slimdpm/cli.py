@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from slimdpm import cli_import, cli_measure
+from slimdpm.cli_measure import size_option
 from slimdpm.display import Display, figures_table
 from slimdpm.errors import SlimdpmError, first_line
 from slimdpm.text import one_line
@@ -46,7 +47,7 @@ Init = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Size = Annotated[
-    int | None, typer.Option(help="Images are cut to squares of this many pixels.  [default: the network's]")
+    Any, size_option("Images are cut to squares of this many pixels, or to height x width.  [default: the network's]")
 ]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Decode and encode images and captions anew each time, keep nothing.")
@@ -185,7 +186,7 @@ def sample(
 def profile(
     models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
     against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
-    size: Annotated[int | None, typer.Option(help="Input size in (latent) pixels.  [default: the config's]")] = None,
+    size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Parameters and MACs of networks, counted without allocating them. Without MODELS: all presets.

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from slimdpm.display import Display, figures_table
+from slimdpm.sizes import Size, size_of
 
 if TYPE_CHECKING:
     from slimdpm.metrics.scores import Evaluation
 
 console = Console()
+
+
+def size_option(about: str) -> Any:
+    """``--size``, a number for squares, or height x width."""
+
+    def parse(text: str) -> Size:
+        try:
+            return size_of(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.Option(parser=parse, metavar="N|HxW", help=about)
 
 
 def evaluate(
@@ -42,7 +55,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="All models start from the same noise.")] = 0,
     guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: each pipeline's]")] = None,
-    size: Annotated[int | None, typer.Option(help="Images' size in pixels.  [default: the first model's]")] = None,
+    size: Annotated[Any, size_option("Images' size in pixels.  [default: the first model's]")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for images, features, results.json.")
     ] = None,

@@ -24,6 +24,7 @@ from slimdpm.cache.content import content_of, short
 from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import atomic_file, read_sealed, write_sealed
 from slimdpm.images import pixels, square, upright
+from slimdpm.sizes import Size, sides
 from slimdpm.sources import Arrays, Source
 from slimdpm.stopping import leave_to_parent
 
@@ -37,22 +38,27 @@ _SYSTEMS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, e
 
 @dataclass(frozen=True)
 class Decoder:
-    """From a source's image to the square that the network sees.
+    """From a source's image to the square that the network sees, or to the rectangle.
 
     Attributes:
-        size: of the square, in pixels.
-        channels: 3 for RGB, 1 for greyscale.
+        size: of the square in pixels, or ``(height, width)``.
+        channels: see `slimdpm.images.MODES`.
         crop: ``"center"`` or ``"random"``.
         interpolation: of the resize.
     """
 
-    size: int
+    size: Size
     channels: int = 3
     crop: str = "center"
     interpolation: str = "bilinear"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)`` of the squares."""
+        return (*sides(self.size), self.channels)
+
     def __call__(self, source: Source, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """The square ``(size, size, channels)`` uint8."""
+        """The square ``(H, W, C)`` uint8."""
         image = upright(source.image(index), self.channels)
         return pixels(square(image, self.size, crop=self.crop, interpolation=self.interpolation, rng=rng))
 
@@ -79,7 +85,7 @@ class Images:
         decoder: how they become squares.
         good: the source's numbers of the readable ones.
         broken: the names of those that are not, with the reason.
-        squares: all squares ``(len(source), size, size, channels)`` if they are cached, else None.
+        squares: all squares ``(len(source), H, W, C)`` if they are cached, else None.
         conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
         latents: the clean samples of all of the source's images, if they are kept: a store with the parts of
             `slimdpm.teachers.Shell.moments`, each as it is and mirrored, or once if mirroring is flipping it.
@@ -99,7 +105,7 @@ class Images:
         return len(self.good)
 
     def square(self, number: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """The square of the `number`-th good image, uint8 ``(size, size, channels)``."""
+        """The square of the `number`-th good image, uint8 ``(H, W, C)``."""
         index = int(self.good[number])
         if self.squares is not None:
             return self.squares[index]
@@ -149,7 +155,7 @@ def prepare_images(
     Raises:
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
-    if isinstance(source, Arrays) and source.images.shape[1:] == (decoder.size, decoder.size, decoder.channels):
+    if isinstance(source, Arrays) and source.images.shape[1:] == decoder.shape:
         return Images(source, decoder, np.arange(len(source)), [], source.images, memory=cache)
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -199,7 +205,7 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
     if squares_file is None:
         broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
         return broken
-    shape = (len(source), decoder.size, decoder.size, decoder.channels)
+    shape = (len(source), *decoder.shape)
     with atomic_file(squares_file) as temporary:
         squares = _reserve(temporary, shape)
         for i, array, reason in results:

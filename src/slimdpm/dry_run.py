@@ -9,6 +9,7 @@ from typing import Any
 from slimdpm.job import Job
 from slimdpm.memory import estimate_memory
 from slimdpm.profile import Cost
+from slimdpm.sizes import described
 from slimdpm.training import split_batch
 
 _MEMORY = {
@@ -119,7 +120,7 @@ def _cost(network: Mapping[str, Any]) -> str:
 def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     recipe, data, shares = values["recipe"], values["data"], values["training"]
     train, distill = recipe["train"], recipe["distill"]
-    yield "data", f"{data['about']} as {data['size']}x{data['size']}"
+    yield "data", f"{data['about']} as {described(data['size'])}"
     split = f"{shares['processes']} x {shares['micro_batch']} at once"
     more = f", {shares['accumulation']} times" if shares["accumulation"] > 1 else ""
     yield "steps", f"{train['steps']:,} of {train['batch_size']} images: {split}{more}"

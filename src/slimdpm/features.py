@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.profile import build, example_inputs
+from slimdpm.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def block_names(network: Any) -> list[str]:
     return downs + (["mid_block"] if network.mid_block is not None else []) + ups
 
 
-def tap_shapes(config: Mapping[str, Any], *, size: int | None = None) -> list[TapShape]:
+def tap_shapes(config: Mapping[str, Any], *, size: Size | None = None) -> list[TapShape]:
     """The shapes at each block of a U-Net, found by running it on the meta device."""
     with torch.device("meta"):
         network = build(config)
@@ -100,7 +101,7 @@ def match_features(
     *,
     pairs: Sequence[str] | str = "auto",
     levels: Sequence[int] | str = "all",
-    size: int | None = None,
+    size: Size | None = None,
 ) -> list[FeaturePair]:
     """Pair the student's blocks with the teacher's by stage and scale.
 

@@ -1,4 +1,4 @@
-"""One image from any file to a square of 8-bit pixels."""
+"""One image from any file to a square of 8-bit pixels, or to a rectangle of the run's height and width."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from slimdpm.sizes import Size, sides
 
 Image.init()
 # Those that Pillow decodes itself: it hands others (PostScript) to a program on the path, whatever a file is called.
@@ -24,6 +26,7 @@ EXTENSIONS = frozenset(ending for ending, name in Image.registered_extensions().
 MOST_PIXELS = 2**27  # of an image: half a gigabyte with transparency
 _DEEP = {"I": 65535.0, "F": 1.0}  # white of whole numbers (Pillow has 16 bits as them, too), of floating point
 _LONG = 16  # times as long as wide: such an image is not resized whole
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of images of so many channels
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -46,10 +49,11 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
-    """The image as a viewer shows it, in RGB (or greyscale for one channel).
+    """The image as a viewer shows it, in the mode of so many channels, see `MODES`.
 
-    The EXIF orientation is applied, a palette is looked up, transparency is laid on white, CMYK is converted, and
-    deep greyscale is brought to 8 bits: white is 65535 for whole numbers of 16 or more bits, 1 for floating point.
+    The EXIF orientation is applied, a palette is looked up, transparency is laid on white where the mode has none,
+    CMYK is converted, and deep greyscale is brought to 8 bits: white is 65535 for whole numbers of 16 or more bits, 1
+    for floating point.
 
     Raises:
         ValueError: for deep greyscale far outside this range; what it means cannot be told.
@@ -59,54 +63,71 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
         image = _eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB" if channels == 3 else "L")
+        if channels in (1, 3):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+    return image.convert(MODES[channels])
 
 
 def square(
     image: Image.Image,
-    size: int,
+    size: Size,
     *,
     crop: str = "center",
     interpolation: str = "bilinear",
     rng: np.random.Generator | None = None,
 ) -> Image.Image:
-    """Resize the shorter side to `size` and crop a square, like diffusers' training examples.
+    """Shrink or enlarge until `size` is covered and crop, for a square like diffusers' training examples.
 
     Args:
         image: any size.
-        size: of the square, in pixels.
-        crop: ``"center"`` or ``"random"`` (along the longer side, from `rng`).
+        size: of the square in pixels, or ``(height, width)``.
+        crop: ``"center"`` or ``"random"`` (along the side that is too long, from `rng`).
         interpolation: one of `FILTERS`; all are antialiased when they shrink.
     """
-    width, height = image.size
-    scale = size / min(width, height)
+    height, width = sides(size)
+    scale = max(width / image.width, height / image.height)
     # At least `size`: rounding must not leave the square one pixel short.
-    resized = (max(size, round(width * scale)), max(size, round(height * scale)))
-    spare = (resized[0] - size, resized[1] - size)
+    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    spare = (resized[0] - width, resized[1] - height)
     if crop == "random" and rng is not None:
         left, top = (int(rng.integers(0, s + 1)) for s in spare)
     else:
         left, top = (s // 2 for s in spare)
-    right, bottom = left + size, top + size
-    if max(resized) > _LONG * size:  # resized as a whole it might take gigabytes
-        x, y = resized[0] / width, resized[1] / height
-        box = (left / x, top / y, min(right / x, width), min(bottom / y, height))
-        return image.resize((size, size), FILTERS[interpolation], box)
+    right, bottom = left + width, top + height
+    if resized[0] > _LONG * width or resized[1] > _LONG * height:  # resized as a whole it might take gigabytes
+        x, y = resized[0] / image.width, resized[1] / image.height
+        box = (left / x, top / y, min(right / x, image.width), min(bottom / y, image.height))
+        return image.resize((width, height), FILTERS[interpolation], box)
     if resized != image.size:
         image = image.resize(resized, FILTERS[interpolation])
     return image.crop((left, top, right, bottom))
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """``(H, W, C)`` uint8, C being 1 or 3."""
+    """``(H, W, C)`` uint8."""
     array = np.asarray(image, dtype=np.uint8)
     return array[..., None] if array.ndim == 2 else array
 
 
+def picture(array: np.ndarray) -> Image.Image:
+    """The image of pixels ``(H, W, C)`` uint8, in the mode of its channels."""
+    return Image.fromarray(array if array.shape[-1] > 1 else array[..., 0])
+
+
+def on_white(images: np.ndarray) -> np.ndarray:
+    """Images ``(..., C)`` uint8 without transparency: laid on white if their channels have it, else as they are."""
+    if images.shape[-1] in (1, 3):
+        return images
+    colour, alpha = images[..., :-1].astype(np.float32), images[..., -1:].astype(np.float32) / 255
+    return (255 + (colour - 255) * alpha).round().astype(np.uint8)
+
+
 def grid(images: np.ndarray | Sequence[np.ndarray], columns: int, *, gap: int = 2, zoom: int = 1) -> Image.Image:
-    """Images ``(N, H, W, C)`` uint8 in rows of `columns`, `gap` white pixels apart, each pixel drawn `zoom` wide."""
+    """Images ``(N, H, W, C)`` uint8 in rows of `columns`, `gap` white pixels apart, each pixel drawn `zoom` wide.
+
+    Transparency stays.
+    """
     tiles = np.asarray(images).repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = tiles.shape
     rows = -(-count // columns)
@@ -114,7 +135,7 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int, *, gap: int = 
     for i, tile in enumerate(tiles):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = tile
-    return Image.fromarray(sheet if channels == 3 else sheet[..., 0])
+    return picture(sheet)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from slimdpm.conditioning import new_class_labels
 from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.features import FeaturePair, match_features
+from slimdpm.images import MODES
 from slimdpm.inherit import MIXING, inheritable
 from slimdpm.parallel import make_accelerator, tracking, where
 from slimdpm.presets import find_network
@@ -26,6 +27,7 @@ from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
 from slimdpm.sampling import default_steps, probe
+from slimdpm.sizes import Size, briefly, described, each_side
 from slimdpm.slimming import Budget, Plan, plan_student
 from slimdpm.sources import Source, open_source
 from slimdpm.teachers import Shell, Teacher, load_teacher, new_shell
@@ -76,8 +78,7 @@ class Job:
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += conditioning.splitlines() if conditioning else []
         lines += getattr(self.source, "remarks", [])
-        size = self.shell.image_size
-        lines.append(f"data: {recipe.data.described(len(self.source))} as {size}x{size}")
+        lines.append(f"data: {recipe.data.described(len(self.source))} as {described(self.shell.image_size)}")
         train = recipe.train
         if train.warmup_steps >= train.steps:
             reached = f"{train.steps / train.warmup_steps:.0%} of train.lr"
@@ -121,8 +122,9 @@ def plan_job(
         shell = loaded.shell
     else:
         shell, base = _from_nothing(recipe, source, weights)
-    if shell.image_channels not in (1, 3):
-        raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: 3 (RGB) or 1 (greyscale)")
+    if shell.image_channels not in MODES:
+        known = ", ".join(f"{channels} ({mode})" for channels, mode in MODES.items())
+        raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: {known} are")
     if isinstance(source, Samples):
         conditioning, conditions = shell.conditioning, source.conditions()
     else:
@@ -280,19 +282,19 @@ def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:
     return "random"
 
 
-def _sized(shell: Shell, base: dict[str, Any], size: int) -> tuple[Shell, dict[str, Any]]:
+def _sized(shell: Shell, base: dict[str, Any], size: Size) -> tuple[Shell, dict[str, Any]]:
     """Shell and config at an image size; it must be one that the autoencoder and the U-Net can halve."""
-    factor = shell.image_size // shell.size
     halvings = len(base["block_out_channels"]) - 1
-    step = factor * 2**halvings
-    if size % step:
-        lower, upper = max(size // step, 1) * step, (size // step + 1) * step
+    step = shell.factor * 2**halvings
+    lower = each_side(lambda side: max(side // step, 1) * step, size)
+    if lower != size:
+        upper = each_side(lambda side: -(-side // step) * step, size)
         raise SlimdpmError(
-            f"images of {size}x{size} do not fit: this network halves them to the end only if their size is a multiple "
-            f"of {step}; set data.size to {lower} or {upper}"
+            f"images of {described(size)} do not fit: this network halves them to the end only if their size is a "
+            f"multiple of {step}; set data.size to {briefly(lower)} or {briefly(upper)}"
         )
-    resized = replace(shell, size=size // factor, conditioning=shell.conditioning.sized(size))
-    return resized, {**base, "sample_size": size // factor}
+    resized = shell.sized(size)
+    return resized, {**base, "sample_size": resized.size}
 
 
 def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:

@@ -28,6 +28,7 @@ from slimdpm.distill import Distiller, LossSettings, TappedStudent
 from slimdpm.features import FeaturePair
 from slimdpm.profile import build, example_inputs
 from slimdpm.recipe import Recipe
+from slimdpm.sizes import sides
 from slimdpm.teachers import Shell, Teacher
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
@@ -145,10 +146,10 @@ def _step(
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         if shell.keeps_latents(recipe.data):
-            x0 = torch.zeros(batch, shell.channels, shell.size, shell.size)
+            x0 = torch.zeros(batch, *shell.shape)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
             if not shell.keeps_latents(recipe.data):
-                x0 = shell.encode(torch.zeros(batch, shell.image_channels, shell.image_size, shell.image_size))
+                x0 = shell.encode(torch.zeros(batch, shell.image_channels, *sides(shell.image_size)))
             conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
             t = torch.zeros(batch, dtype=torch.long)
             loss = distiller.losses(x0, torch.zeros_like(x0), t, conditions, student=called)["loss"]
@@ -163,7 +164,7 @@ def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
     count = min(recipe.samples.batch_size, recipe.samples.count)
     network = unet if teacher is None else teacher
     with _Live(unet, teacher, *shell.frozen) as live:
-        x = torch.zeros(count, shell.channels, shell.size, shell.size)
+        x = torch.zeros(count, *shell.shape)
         if shell.autoencoder is None:
             conditions = _conditions(network.config, count, shell.conditioning.tokens)
             call(network, x, torch.zeros(count, dtype=torch.long), conditions)

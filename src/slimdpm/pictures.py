@@ -14,7 +14,7 @@ from slimdpm.display import Display
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_file, remove_leftovers, write_json
 from slimdpm.fingerprint import fingerprint
-from slimdpm.images import grid
+from slimdpm.images import grid, picture, pixels
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
 from slimdpm.run import RunFolder
@@ -81,10 +81,10 @@ def write_samples(
         for batch in batches:
             for image in batch:
                 with atomic_file(_file(folder, number)) as temporary:
-                    _image(image).save(temporary, format="PNG")
+                    picture(image).save(temporary, format="PNG")
                 number += 1
     shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
-    save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown.shape[1])))
+    save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown)))
     display.say(f"{count} images and grid.png in {folder}")
 
 
@@ -115,11 +115,6 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.png"
 
 
-def _image(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
-
-
 def _pixels(file: Path) -> np.ndarray:
     with Image.open(file) as image:
-        array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
+        return pixels(image)

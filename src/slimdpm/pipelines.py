@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slimdpm.conditioning import Request, class_labels_of
 from slimdpm.errors import SlimdpmError
+from slimdpm.sizes import sample_size, sides
 
 # diffusers looks for `ModelMixin` in the module that a pipeline's model_index.json names, and loads through it.
 __all__ = ["ClassConditionalLDMPipeline", "ClassEmbedder", "ModelMixin"]
@@ -95,12 +96,12 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             SlimdpmError: for a class that there is not, or guidance without a null class.
         """
         labels = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
-        device, size = self._execution_device, self.unet.config.sample_size
+        device = self._execution_device
         request, conditioning = Request(classes=labels, guidance=guidance_scale), class_labels_of(self, self.unet)
         if conditioning is None:
             raise SlimdpmError("the U-Net takes no classes: it has no num_class_embeds, and there is no class_embedder")
         guidance = conditioning.sampling_inputs(range(len(labels)), request, device)
-        shape = (len(labels), self.unet.config.in_channels, size, size)
+        shape = (len(labels), self.unet.config.in_channels, *sides(sample_size(self.unet.config)))
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sample = sample * self.scheduler.init_noise_sigma

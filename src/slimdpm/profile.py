@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.errors import SlimdpmError
+from slimdpm.sizes import Size, sample_size, sides
 from slimdpm.transformer import TransformerDenoiser
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
@@ -53,12 +54,12 @@ def build(config: Mapping[str, Any]) -> Any:
     return NETWORKS[name].from_config(dict(config))
 
 
-def measure(config: Mapping[str, Any], *, size: int | None = None, tokens: int = 77) -> Cost:
+def measure(config: Mapping[str, Any], *, size: Size | None = None, tokens: int = 77) -> Cost:
     """Count a U-Net's parameters and MACs from its config.
 
     Args:
         config: a diffusers U-Net config with its ``_class_name``.
-        size: height and width of the input in latent pixels; by default the config's ``sample_size``.
+        size: of the input in latent pixels; by default the config's ``sample_size``.
         tokens: length of the conditioning sequence of a cross-attention U-Net.
 
     Raises:
@@ -68,7 +69,7 @@ def measure(config: Mapping[str, Any], *, size: int | None = None, tokens: int =
         return measure_model(build(config), size=size, tokens=tokens)
 
 
-def measure_model(model: Any, *, size: int | None = None, tokens: int = 77) -> Cost:
+def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> Cost:
     """`measure` for a network at hand, wherever its weights are: it is rebuilt on the meta device."""
     if next(model.parameters()).device.type != "meta":
         with torch.device("meta"):
@@ -86,13 +87,10 @@ def measure_model(model: Any, *, size: int | None = None, tokens: int = 77) -> C
 
 
 def example_inputs(
-    config: Mapping[str, Any], *, batch: int = 1, size: int | None = None, tokens: int = 77, device: str = "cpu"
+    config: Mapping[str, Any], *, batch: int = 1, size: Size | None = None, tokens: int = 77, device: str = "cpu"
 ) -> dict[str, Any]:
     """Inputs of the right shapes for a U-Net of this config, as keyword arguments of its `forward`."""
-    size = size or config.get("sample_size")
-    if size is None:
-        raise SlimdpmError("the network's config has no sample_size: give the size of its input")
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size or sample_size(config))
     inputs: dict[str, Any] = {
         "sample": torch.randn(batch, config["in_channels"], height, width, device=device),
         "timestep": torch.zeros(batch, dtype=torch.long, device=device),

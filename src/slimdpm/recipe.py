@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from slimdpm.documents import parse_yaml, read_yaml
 from slimdpm.errors import SlimdpmError
 from slimdpm.losses import RESIZE_FILTERS, WEIGHT_SCALINGS
+from slimdpm.sizes import SMALLEST, Size, sides, size_of
 
 _UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -40,6 +41,13 @@ Number = Annotated[float, Field(ge=0, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]  # of AdamW
 
 
+def _image_size(value: Any) -> Size:
+    size = size_of(value)
+    if min(sides(size)) < SMALLEST:
+        raise ValueError(f"images have at least {SMALLEST} pixels a side")
+    return size
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096)
 
@@ -60,11 +68,12 @@ class TeacherSamples(Section):
 
 
 class DataRecipe(Section):
-    """Where the images come from and how they become squares."""
+    """Where the images come from and how they become squares, or rectangles."""
 
     # A folder, an .npz or .npy of uint8 images, .tar shards, hf:NAME for a Hugging Face data set; or teacher.
     path: str
-    size: int | None = Field(None, ge=4, le=2**14)  # of the square in pixels; by default what the pipeline needs
+    # Of the squares in pixels, or [height, width]; by default what the pipeline needs.
+    size: Annotated[Size, BeforeValidator(_image_size)] | None = None  # by default the pipeline's
     crop: Literal["center", "random"] = "center"
     flip: bool = False  # mirror half of the images
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"

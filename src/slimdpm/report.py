@@ -29,6 +29,7 @@ from slimdpm.profile import Cost
 from slimdpm.recipe import Recipe
 from slimdpm.results import Results, save_picture, zoom_for
 from slimdpm.run import RunFolder
+from slimdpm.sizes import described
 from slimdpm.slimming import Plan
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ def template(name: str) -> Template:
 def write_report(path: Path, report: Report) -> None:
     """Write the page; pictures and figures are inside it."""
     reference = report.entries[0]
-    size = reference.samples.shape[1]
     spectra = {"real images": radial_spectrum(report.real)} if len(report.real) else {}
     spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
     curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
@@ -94,12 +94,12 @@ def write_report(path: Path, report: Report) -> None:
         reference=reference,
         strips=[
             [
-                (e.name, _data_url(grid(e.samples[i : i + _COLUMNS], _COLUMNS, zoom=zoom_for(size))))
+                (e.name, _data_url(grid(e.samples[i : i + _COLUMNS], _COLUMNS, zoom=zoom_for(e.samples))))
                 for e in report.entries
             ]
             for i in range(0, min(_STRIPS * _COLUMNS, len(reference.samples)), _COLUMNS)
         ],
-        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(size)))
+        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(report.real)))
         if len(report.real)
         else None,
         spectra=spectra_figure(spectra),
@@ -123,7 +123,7 @@ def write_run_report(
     name = "student" if results.teacher is not None else "network"
     entries.append(Entry(name, plan.cost, samples, run.metrics()))
     for entry in entries:
-        picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples.shape[1]))
+        picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples))
         save_picture(run.samples / f"{entry.name}.png", picture)
     chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
     seconds = run.metrics()[-1]["seconds"]
@@ -131,7 +131,7 @@ def write_run_report(
         "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
         "training time": _duration(seconds),
         "seed": str(recipe.train.seed),
-        "data": f"{recipe.data.described(len(images))} as {recipe.data.size}×{recipe.data.size}",
+        "data": f"{recipe.data.described(len(images))} as {described(results.shell.image_size, '×')}",
         "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
         **machine_facts(),
     }

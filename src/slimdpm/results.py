@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor, device, nn
 
 from slimdpm.conditioning import Request
@@ -16,7 +15,7 @@ from slimdpm.data import Images
 from slimdpm.devices import resident
 from slimdpm.display import Display
 from slimdpm.files import atomic_file, atomic_folder, save_tensors
-from slimdpm.images import grid
+from slimdpm.images import grid, picture
 from slimdpm.profile import build
 from slimdpm.recipe import Recipe
 from slimdpm.run import RunFolder
@@ -98,7 +97,7 @@ class Results:
             if self._teacher_samples is None:
                 self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
             rows = stacked(self._teacher_samples, students)
-        save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students.shape[1])))
+        save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students)))
 
     def teacher_pipeline(self) -> DiffusionPipeline:
         assert self.teacher is not None
@@ -112,10 +111,10 @@ class Results:
         with atomic_folder(self.run.given) as temporary:
             for place, prompt in enumerate(self.recipe.samples.prompts):
                 array = images.square(captioned.get(prompt, place % len(images)))
-                Image.fromarray(array).save(temporary / f"{place:05d}.png")
+                picture(array).save(temporary / f"{place:05d}.png")
 
     def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
-        """uint8 ``(count, H, W, C)`` with the recipe's sampler."""
+        """uint8 ``(count, H, W, C)`` with the recipe's sampler, at the run's size: the teacher's own may be another."""
         s = self.recipe.samples
         with resident(self.shell.frozen, self.place), self.display.task(label, count, unit="images") as task:
             return sample_images(
@@ -126,6 +125,7 @@ class Results:
                 seed=s.seed,
                 batch_size=s.batch_size,
                 request=Request((), s.prompts, s.negative_prompt, s.guidance, sorted(self.run.given.glob("*.png"))),
+                size=self.shell.image_size,
                 progress=task.advance,
             )
 
@@ -135,9 +135,9 @@ def stacked(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return np.concatenate([upper, lower], axis=1)
 
 
-def zoom_for(size: int) -> int:
-    """How many times to enlarge images of this size to be seen well."""
-    return max(1, 96 // size)
+def zoom_for(images: np.ndarray) -> int:
+    """How many times to enlarge images ``(N, H, W, C)`` to be seen well."""
+    return max(1, 96 // max(images.shape[1:3]))
 
 
 def save_picture(path: Path, image: Any) -> None:

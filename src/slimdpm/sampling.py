@@ -22,6 +22,7 @@ from slimdpm.conditioning import Request
 from slimdpm.data import to_pixels
 from slimdpm.errors import SlimdpmError, blamed, first_line
 from slimdpm.process import config_of
+from slimdpm.sizes import Size
 from slimdpm.teachers import Shell, network_of, shell_of
 
 # The usual short names; any class of diffusers' compatible schedulers may be named in full.
@@ -133,6 +134,7 @@ def sample_batches(
     seed: int = 0,
     batch_size: int = 64,
     request: Request | None = None,
+    size: Size | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Iterator[np.ndarray]:
     """Images by number, batch by batch.
@@ -145,6 +147,7 @@ def sample_batches(
         seed: of all images.
         batch_size: how many are made at once.
         request: what they shall show, of a class-conditional or text-to-image pipeline.
+        size: of the images in pixels, by default the pipeline's own.
         progress: called with the number of finished images after each batch.
 
     Yields:
@@ -154,6 +157,8 @@ def sample_batches(
         SlimdpmError: for a scheduler that does not fit, or a request that the pipeline cannot meet.
     """
     shell, unet = shell_of(pipeline), network_of(pipeline)
+    if size is not None:
+        shell = shell.sized(size)
     probe(shell, scheduler, steps)
     training = unet.training
     unet.eval()
@@ -182,8 +187,7 @@ def clean_samples(
     The arguments are those of `sample_batches`, of one batch.
     """
     generators = image_generators(seed, indices)
-    shape = (len(indices), shell.channels, shell.size, shell.size)
-    noise = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype)
+    noise = randn_tensor((len(indices), *shell.shape), generator=generators, device=unet.device, dtype=unet.dtype)
     guidance = shell.conditioning.sampling_inputs(indices, request or Request(), unet.device)
     predict = partial(guidance.predict, unet)
     samples = denoise(predict, make_scheduler(shell, scheduler), noise, steps, generators)

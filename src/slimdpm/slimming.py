@@ -15,6 +15,7 @@ from typing import Any
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.profile import Cost, measure
+from slimdpm.sizes import Size
 
 SPECTRAL_CLASS = {
     "UNet2DModel": "SpectralUNet2DModel",
@@ -65,7 +66,7 @@ def plan_student(
     *,
     kind: str = "spectral",
     overrides: Mapping[str, Any] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     tokens: int = 77,
     reference: Cost | None = None,
 ) -> Plan:

@@ -30,6 +30,7 @@ from slimdpm.loading import (
 )
 from slimdpm.process import Process, config_of
 from slimdpm.recipe import DataRecipe
+from slimdpm.sizes import Size, each_side, sample_size, sides
 from slimdpm.transformer import TransformerDenoiser
 
 __all__ = [
@@ -44,7 +45,7 @@ class Shell:
     Attributes:
         pipeline_class: of the student.
         scheduler: its scheduler.
-        size: height and width of what the U-Net denoises.
+        size: of what the U-Net denoises.
         channels: its channels.
         autoencoder: a `VQModel` or `AutoencoderKL`; None in pixel space.
         conditioning: what the U-Net is given besides the noisy sample.
@@ -53,18 +54,31 @@ class Shell:
 
     pipeline_class: type[DiffusionPipeline]
     scheduler: Any
-    size: int
+    size: Size
     channels: int
     autoencoder: Any = None
     conditioning: Conditioning = field(default_factory=Unconditional)
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
-        if self.autoencoder is None:
-            return self.size
-        return self.size * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of what the U-Net denoises."""
+        return (self.channels, *sides(self.size))
+
+    @property
+    def factor(self) -> int:
+        """A side of the images over one of what the U-Net denoises."""
+        return 1 if self.autoencoder is None else 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> Size:
+        """Of the images in pixels."""
+        return each_side(lambda side: side * self.factor, self.size)
+
+    def sized(self, image_size: Size) -> Shell:
+        """The shell for images of another size, whose sides the factor divides."""
+        size = each_side(lambda side: side // self.factor, image_size)
+        return replace(self, size=size, conditioning=self.conditioning.sized(image_size))
 
     @property
     def image_channels(self) -> int:
@@ -185,13 +199,11 @@ def shell_of(pipeline: DiffusionPipeline) -> Shell:
     """
     name, network = _supported(pipeline), network_of(pipeline)
     config = network.config
-    if not isinstance(config.sample_size, int):
-        raise SlimdpmError(f"the U-Net's sample_size is {config.sample_size}: a square size is needed in its config")
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     scheduler = pipeline.scheduler
     if autoencoder is not None and scheduler.config.get("clip_sample"):  # by its class's default alone? not in latents
         scheduler = type(scheduler).from_config(config_of(scheduler, latent=True))
-    shell = Shell(pipeline_class(name), scheduler, config.sample_size, config.out_channels, autoencoder)
+    shell = Shell(pipeline_class(name), scheduler, sample_size(config), config.out_channels, autoencoder)
     conditioning = conditioning_of(pipeline, network, shell.image_size)
     if config.in_channels != config.out_channels + conditioning.extra:
         raise SlimdpmError(
@@ -245,7 +257,7 @@ def new_shell(
     """
     if unet["in_channels"] != unet.get("out_channels", unet["in_channels"]):
         raise SlimdpmError("a network with other channels in than out sees an image: give a pipeline that shows it one")
-    conditioning = conditioning or Unconditional()
+    conditioning, size = conditioning or Unconditional(), sample_size(unet)
     # By name: diffusers forgets arguments that are given by place when it makes another scheduler of this one.
     scheduler = DDPMScheduler(
         num_train_timesteps=timesteps,
@@ -255,11 +267,11 @@ def new_shell(
     )
     if autoencoder is None:
         kind = pipeline_class(conditioning.pipeline or "DDPMPipeline")
-        return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], conditioning=conditioning)
+        return Shell(kind, scheduler, size, unet["in_channels"], conditioning=conditioning)
     folder = locate(autoencoder, holds="config.json")
     name = read_config(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise SlimdpmError(f"{autoencoder} is a {name}; supported autoencoders are {', '.join(AUTOENCODERS)}")
     model = (load_model if weights else outline_model)(getattr(diffusers, name), folder, {})
     kind = pipeline_class(conditioning.pipeline or "LDMPipeline")
-    return Shell(kind, scheduler, unet["sample_size"], unet["in_channels"], model, conditioning, {"vqvae": model})
+    return Shell(kind, scheduler, size, unet["in_channels"], model, conditioning, {"vqvae": model})

@@ -251,8 +251,7 @@ class Trainer:
         s, device = self.settings, self.accelerator.device
         torch.manual_seed(_seed(s.seed, self.state.step, 0))
         timesteps = torch.randint(len(self.distiller.process), (s.batch_size,), device=device)
-        size = (s.batch_size, self.shell.channels, self.shell.size, self.shell.size)
-        noise = torch.randn(size, device=device)
+        noise = torch.randn((s.batch_size, *self.shell.shape), device=device)
         # A generator of its own: a run without conditions draws what it always drew.
         chances = np.random.default_rng([s.seed, _DROPPING, self.state.step]).random(s.batch_size)
         return timesteps, noise, torch.from_numpy(chances < self.recipe.conditioning.drop).to(device)

@@ -205,7 +205,7 @@ def _clean(shell: Shell, images: np.ndarray, device: torch.device) -> Tensor:
 def _spectrum(samples: Tensor) -> Spectrum:
     arrays = (part.permute(0, 2, 3, 1).numpy() for part in samples.split(64))
     power = np.concatenate([ring_powers(part) for part in arrays]).mean(axis=0)
-    return Spectrum(ring_frequencies(samples.shape[-1]), power)
+    return Spectrum(ring_frequencies(min(samples.shape[-2:])), power)
 
 
 def _observe(

@@ -24,14 +24,14 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
     """The mean radial power spectrum of images, see `ring_powers`.
 
     Args:
-        images: uint8 ``(N, H, W, C)``, H = W.
+        images: uint8 ``(N, H, W, C)``.
     """
     power = np.mean([ring_powers(image[None])[0] for image in images], axis=0)  # one at a time: memory stays flat
-    return Spectrum(ring_frequencies(images.shape[1]), power)
+    return Spectrum(ring_frequencies(min(images.shape[1:3])), power)
 
 
 def ring_frequencies(size: int) -> np.ndarray:
-    """Centres of the rings of an image of this many pixels, in cycles per pixel, from above 0 to 0.5."""
+    """Centres of the rings in cycles per pixel, above 0 to 0.5, of an image whose shorter side has so many pixels."""
     return np.arange(1, size // 2 + 1) / size
 
 
@@ -41,29 +41,29 @@ def ring_powers(images: np.ndarray) -> np.ndarray:
     Edges: a Hann window is laid over each image after its mean is taken off, since the transform sees an image as
     periodic and the jump from one side to the other would add power at high frequencies that no viewer sees. The
     window's own power is divided out, so white noise of variance σ² has a power of σ² at every frequency (but for the
-    first ring, into which the missing mean leaks). Rings are one frequency step of the image wide; the corners beyond
-    Nyquist are left out.
+    first ring, into which the missing mean leaks). Rings are one frequency step of the image's shorter side
+    wide; the corners beyond Nyquist are left out.
 
     Args:
-        images: ``(N, H, W, C)``, H = W; uint8 is taken to [−1, 1], floats are taken as they are.
+        images: ``(N, H, W, C)``; uint8 is taken to [−1, 1], floats are taken as they are.
 
     Returns:
-        ``(N, H // 2)``: mean of ``|F|²`` over the ring and the channels, in squared units of the images.
+        ``(N, min(H, W) // 2)``: mean of ``|F|²`` over the ring and the channels, in squared units of the images.
     """
-    size = images.shape[1]
-    window = np.hanning(size + 2)[1:-1]
-    window2 = np.outer(window, window)
+    height, width = images.shape[1:3]
+    size = min(height, width)
+    window2 = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1])
     window2 /= np.sqrt((window2**2).mean())
     x = images.astype(np.float64)
     x = x / 127.5 - 1 if images.dtype == np.uint8 else x
     x = (x - x.mean(axis=(1, 2), keepdims=True)) * window2[..., None]  # (N, H, W, C)
     power = (np.abs(np.fft.rfft2(x, axes=(1, 2), norm="ortho")) ** 2).mean(axis=-1)  # (N, H, W // 2 + 1)
-    radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     ring = np.rint(radius * size).astype(int).ravel()
     # Columns between the first and the last stand for two of the full plane.
     weight = np.full(power.shape[1:], 2.0)
     weight[:, 0] = 1
-    if size % 2 == 0:
+    if width % 2 == 0:
         weight[:, -1] = 1
     member = np.zeros((len(ring), size // 2 + 1))
     inside = ring <= size // 2

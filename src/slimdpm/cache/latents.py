@@ -51,7 +51,7 @@ def prepare_latents(
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
     mirrored = (False, True) if flip else (False,)
-    shape = (len(mirrored), shell.channels, shell.size, shell.size)
+    shape = (len(mirrored), *shell.shape)
     layout = Layout(len(source), dict.fromkeys(shell.moments, shape), dtype)
     key = short(content_of(source, root), name_of(shell.autoencoder), repr((decoder, _BATCH)), layout.key)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -71,7 +71,7 @@ def _maker(
     device: torch.device,
     pool: ThreadPoolExecutor,
 ) -> Make:
-    blank = np.zeros((decoder.size, decoder.size, decoder.channels), np.uint8)
+    blank = np.zeros(decoder.shape, np.uint8)
 
     def decode(number: int) -> tuple[np.ndarray, str | None]:
         square, reason = decoder.attempt(source, number)

@@ -20,6 +20,7 @@ from slimdpm.display import Display
 from slimdpm.documents import decoded
 from slimdpm.errors import SlimdpmError
 from slimdpm.fingerprint import fingerprint
+from slimdpm.images import picture
 from slimdpm.recipe import DataRecipe, TeacherSamples
 from slimdpm.sampling import clean_samples, make_scheduler, probe
 from slimdpm.teachers import Shell, Teacher
@@ -51,7 +52,7 @@ class Samples:
         shell = self.teacher.shell
         place = shell.autoencoder.device if shell.autoencoder is not None else "cpu"
         array = to_pixels(shell.decode(self.store.row(index)["sample"].float().to(place)))[0]
-        return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+        return picture(array)
 
     def name(self, index: int) -> str:
         return f"sample {index}"
@@ -106,7 +107,7 @@ def prepare_samples(
         SlimdpmError: if the samples do not fit on the disk, or are not finite.
     """
     s, unet = source.settings, source.teacher.unet
-    layout = Layout(len(source), {"sample": (1, shell.channels, shell.size, shell.size)}, dtype, _SHARD)
+    layout = Layout(len(source), {"sample": (1, *shell.shape)}, dtype, _SHARD)
 
     def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
         parts: list[Tensor] = []

@@ -17,6 +17,7 @@ from slimdpm.conditioning.classes import ClassLabels, class_labels_of, new_class
 from slimdpm.conditioning.image import Editing, Inpainting
 from slimdpm.conditioning.text import Text
 from slimdpm.errors import SlimdpmError
+from slimdpm.sizes import Size
 
 _WITH_IMAGES: dict[str, type[Text]] = {
     "StableDiffusionInpaintPipeline": Inpainting,
@@ -30,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def conditioning_of(pipeline: Any, network: Any, size: int) -> Conditioning:
+def conditioning_of(pipeline: Any, network: Any, size: Size) -> Conditioning:
     """How a pipeline's network is conditioned.
 
     Args:

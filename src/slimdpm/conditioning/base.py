@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.errors import SlimdpmError
+from slimdpm.sizes import Size
 
 if TYPE_CHECKING:
     from slimdpm.cache.text import Embeddings
@@ -108,7 +109,7 @@ class Conditioning(Protocol):
     def parts(self) -> dict[str, Any]:
         """What the pipeline is made with beside network, scheduler and autoencoder."""
 
-    def sized(self, size: int) -> Conditioning:
+    def sized(self, size: Size) -> Conditioning:
         """For images of this size in pixels."""
 
     def describe(self, drop: float) -> str | None:
@@ -177,7 +178,7 @@ class Unconditional:
     def parts(self) -> dict[str, Any]:
         return {}
 
-    def sized(self, size: int) -> Conditioning:
+    def sized(self, size: Size) -> Conditioning:
         return self
 
     def describe(self, drop: float) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimdpm.annotations import labels_of
 from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request
 from slimdpm.errors import SlimdpmError
+from slimdpm.sizes import Size
 
 MISSING_LABELS = (
     "the network takes classes and the data has none: put the images into one folder for each class, or name the "
@@ -58,7 +59,7 @@ class ClassLabels:
         named = None if self.names is None else dict(zip(self.numbers, self.names, strict=True))
         return {"class_embedder": self.embedder, "null_class": self.null, "id2label": named}
 
-    def sized(self, size: int) -> Conditioning:
+    def sized(self, size: Size) -> Conditioning:
         return self
 
     def describe(self, drop: float) -> str | None:

@@ -18,6 +18,7 @@ from slimdpm.annotations import captions_of
 from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request, map_inputs
 from slimdpm.errors import SlimdpmError
 from slimdpm.fingerprint import fingerprint
+from slimdpm.sizes import Size, sides
 
 if TYPE_CHECKING:
     from slimdpm.cache.text import Embeddings
@@ -45,7 +46,7 @@ class Text:
     pipeline: str | None = None
     keepable = True
 
-    def __init__(self, pipeline: Any, size: int, embeddings: Embeddings | None = None):
+    def __init__(self, pipeline: Any, size: Size, embeddings: Embeddings | None = None):
         given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
         self.encoder = type(pipeline)(**{**pipeline.components, **given, "unet": None})
         self.size, self.embeddings = size, embeddings
@@ -69,7 +70,7 @@ class Text:
     def parts(self) -> dict[str, Any]:
         return {}
 
-    def sized(self, size: int) -> Conditioning:
+    def sized(self, size: Size) -> Conditioning:
         return type(self)(self.encoder, size, self.embeddings)
 
     def describe(self, drop: float) -> str | None:
@@ -153,7 +154,7 @@ class Text:
         inputs: Inputs = {"encoder_hidden_states": encoded["encoder_hidden_states"]}  # (B, tokens, D)
         if "text_embeds" in encoded:  # XL: the pooled text, and six numbers: original size, corner of the crop, size
             pooled = encoded["text_embeds"]
-            ids = pooled.new_tensor([[self.size, self.size, 0, 0, self.size, self.size]])
+            ids = pooled.new_tensor([[*sides(self.size), 0, 0, *sides(self.size)]])
             inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.expand(len(texts), -1)}
         return inputs
 

@@ -27,6 +27,7 @@ from slimdpm.metrics.scores import Evaluation, score, tables
 from slimdpm.parallel import pick_device, processes
 from slimdpm.report import machine_facts
 from slimdpm.sampling import make_scheduler
+from slimdpm.sizes import Size, briefly
 from slimdpm.sources import Source, open_source
 from slimdpm.teachers import load_pipeline, shell_of
 
@@ -54,7 +55,7 @@ class Settings:
     steps: int = 50
     scheduler: str | None = None
     seed: int = 0
-    size: int | None = None
+    size: Size | None = None
     interpolation: str = "bilinear"
     replicates: int = 500
     guidance: float | None = None
@@ -167,7 +168,7 @@ def _claim(folder: Path) -> FileLock | None:
 
 def _open_models(
     models: Sequence[str], settings: Settings, place: Any
-) -> tuple[dict[str, DiffusionPipeline | Source], int, int]:
+) -> tuple[dict[str, DiffusionPipeline | Source], Size, int]:
     """Pipelines and sources by label, and the images' size and channels, which all must share."""
     if len(set(models)) < len(models):
         raise SlimdpmError("a model is given twice")
@@ -184,7 +185,8 @@ def _open_models(
         shell = shell_of(pipeline)
         if size is not None and shell.image_size != size:
             raise SlimdpmError(
-                f"{name} makes images of {shell.image_size} pixels, not {size}: compare models of one size"
+                f"{name} makes images of {briefly(shell.image_size)} pixels, not {briefly(size)}: "
+                "compare models of one size"
             )
         if any(isinstance(m, DiffusionPipeline) for m in opened.values()) and shell.image_channels != channels:
             raise SlimdpmError(f"{name} makes images of {shell.image_channels} channels, the others of {channels}")
@@ -234,7 +236,7 @@ def _facts(settings: Settings, sets: list[Collected]) -> dict[str, Any]:
         "extractor": sets[0].extractor.name,
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "images": {c.name: len(c) for c in sets},
-        "preprocessing": f"shorter side to the models' size ({settings.interpolation}, antialiased), center crop",
+        "preprocessing": f"shrunk to cover the models' size ({settings.interpolation}, antialiased), center crop",
         "intervals": f"95 %, {settings.replicates} bootstrap draws of images and reference; of the images alone for "
         "the Fréchet distances (jackknife of 10 groups, or the fit's error) and the Inception Score",
         "hardware": machine_facts(),

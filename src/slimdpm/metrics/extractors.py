@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimdpm.errors import SlimdpmError
+from slimdpm.images import on_white
 from slimdpm.metrics.inception import load_inception
 
 BUILT_IN = ("inception", "efficientnet-lite0")
@@ -47,7 +48,11 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Features ``(B, D)`` float32 and logits (or None) of uint8 images ``(B, H, W, C)``; grey ones count as RGB."""
+        """Features ``(B, D)`` float32 and logits (or None) of uint8 images ``(B, H, W, C)``.
+
+        Transparent images are laid on white, grey ones count as RGB.
+        """
+        images = on_white(images)
         if images.shape[-1] == 1:
             images = np.repeat(images, 3, axis=-1)
         x = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2)  # channels_last
@@ -136,11 +141,11 @@ def _onnx(path: Path) -> Network:
     except Exception as error:  # onnxruntime's exceptions have no common class but this
         raise SlimdpmError(f"{path} cannot be read as ONNX ({str(error).strip().splitlines()[0]})") from None
     (given,) = session.get_inputs()
-    size = given.shape[-1] if isinstance(given.shape[-1], int) else None
+    size = given.shape[-2:] if all(isinstance(side, int) for side in given.shape[-2:]) else None
 
     def run(x: Tensor) -> tuple[Tensor, None]:
-        if size is not None and x.shape[-1] != size:
-            x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
+        if size is not None and list(x.shape[-2:]) != size:
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 255)
         array = (x / 255).contiguous().numpy()
         if given.shape[0] == 1:  # exported for one image at a time
             parts = [session.run(None, {given.name: array[i : i + 1]})[0] for i in range(len(array))]

@@ -27,7 +27,7 @@ _QUANTILES = 256
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
     """Band-pass levels ``(B, C, H / 2^k, W / 2^k)`` from the finest; the last is the low-pass rest."""
     levels = []
-    while images.shape[-1] // 2 >= SMALLEST:
+    while min(images.shape[-2:]) // 2 >= SMALLEST:
         smaller = _blur(images)[..., ::2, ::2]
         levels.append(images - F.interpolate(smaller, size=images.shape[-2:], mode="bilinear", align_corners=False))
         images = smaller
@@ -43,7 +43,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def patches(batches: Iterable[np.ndarray], seed: int = 0) -> dict[int, np.ndarray]:
-    """Random patches of each level: ``{pixels of the level: (N, PATCHES, C · PATCH²) float32}``, N at most `MOST`.
+    """Random patches of each level: ``{its shorter side: (N, PATCHES, C · PATCH²) float32}``, N at most `MOST`.
 
     Args:
         batches: uint8 ``(B, H, W, C)``.
@@ -59,9 +59,12 @@ def patches(batches: Iterable[np.ndarray], seed: int = 0) -> dict[int, np.ndarra
         count += len(batch)
         x = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
         for level in laplacian_pyramid(x):
-            size = level.shape[-1]
-            places = rng.integers(size - PATCH + 1, size=(len(batch), PATCHES, 2))
-            parts.setdefault(size, []).append(_cut(level.numpy(), places))
+            if min(level.shape[-2:]) < PATCH:
+                break
+            height, width = (side - PATCH + 1 for side in level.shape[-2:])
+            # A number draws other places than a pair of it: squares keep theirs.
+            places = rng.integers(height if height == width else (height, width), size=(len(batch), PATCHES, 2))
+            parts.setdefault(min(level.shape[-2:]), []).append(_cut(level.numpy(), places))
     return {size: np.concatenate(cut) for size, cut in parts.items()}
 
 
