@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 console = Console()
 _TRACEBACK = "--traceback"
+_EXTRAS = {"scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo"}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder. The same command resumes what is in it.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with further settings.")]
@@ -328,7 +329,9 @@ def main() -> None:
     _silence_libraries()
     arguments = [word for word in sys.argv[1:] if word != _TRACEBACK]
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="slimdpm", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except Stopped as stopped:
         code = _told(str(stopped), 128 + stopped.signal)
     except KeyboardInterrupt:
@@ -354,6 +357,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"error: {error.format_message().rstrip('.')}{hint}", 2
     if isinstance(error, typer.Abort):
         return "stopped", 130
+    if isinstance(error, ImportError) and error.name in _EXTRAS:
+        return f"error: this needs the package {error.name}: pip install 'slimdpm[{_EXTRAS[error.name]}]'", 2
     if isinstance(error, OSError):
         return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):

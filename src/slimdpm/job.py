@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from slimdpm.cache.samples import Samples, plan_samples
 from slimdpm.checkpoint import checkpoint_step, checkpoints
 from slimdpm.conditioning import new_class_labels
 from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.features import FeaturePair, match_features
 from slimdpm.images import MODES
 from slimdpm.inherit import MIXING, inheritable
 from slimdpm.parallel import make_accelerator, tracking, where
 from slimdpm.presets import find_network
-from slimdpm.profile import Cost, measure
+from slimdpm.profile import Cost, known_settings, measure
 from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
@@ -301,11 +302,18 @@ def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | N
     s = recipe.student
     budget = Budget(s.width, s.ratio, s.max_macs, s.max_params)
     assert s.kind is not None
-    if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
-        config = {**base, **s.overrides}
-        cost = measure(config, tokens=tokens)
-        return Plan(config, cost, reference or cost)
-    return plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
+    with blamed("no student can be planned"):
+        if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
+            config = {**base, **s.overrides}
+            cost = measure(config, tokens=tokens)
+            plan = Plan(config, cost, reference or cost)
+        else:
+            plan = plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
+    known = known_settings(plan.config)
+    for key in s.overrides.keys() - known:  # diffusers would leave it out without a word
+        hint = f"; did you mean {close[0]}?" if (close := get_close_matches(key, known, n=1)) else ""
+        raise SlimdpmError(f"student.overrides: a {plan.config['_class_name']} takes no {key}{hint}")
+    return plan
 
 
 def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:

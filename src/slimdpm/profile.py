@@ -8,6 +8,7 @@ MACs (multiply-accumulates) have two conventions, and every figure names its own
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.sizes import Size, sample_size, sides
 from slimdpm.transformer import TransformerDenoiser
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Any] = {
         TransformerDenoiser,
     )
 }
+_MOST, _MOST_LAYERS = 10**7, 200  # of a number in a config; of layers, and of entries in a list
 _CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
 
 
@@ -47,11 +49,44 @@ class Cost:
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """The U-Net of a diffusers config (with its ``_class_name``), freshly initialised on the current device."""
+    """The U-Net of a diffusers config (with its ``_class_name``), freshly initialised on the current device.
+
+    Raises:
+        SlimdpmError: for an unknown class, or values that no network can be built from.
+    """
     name = config.get("_class_name")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
-    return NETWORKS[name].from_config(dict(config))
+    check_config(config, f"the config of a {name}")
+    with blamed(f"no {name} can be built from its config"):
+        return NETWORKS[name].from_config(dict(config))
+
+
+def check_config(config: Mapping[str, Any], name: str) -> None:
+    """Refuse numbers that nobody means, before anything is built with them: it would take all memory, or for ever.
+
+    Args:
+        config: of any part of a pipeline; nested values count.
+        name: what the message calls it.
+    """
+
+    def check(key: str, value: Any) -> None:
+        most = _MOST_LAYERS if "layers" in key or key in ("num_stages", "depth") else _MOST
+        if isinstance(value, (int, float)) and not abs(value) <= most:  # nan too
+            raise SlimdpmError(f"{name}: {key} is {value:.4g}; {most:,} at most is possible")
+        if isinstance(value, (list, tuple)) and len(value) > _MOST_LAYERS and "betas" not in key:
+            raise SlimdpmError(f"{name}: {key} has {len(value):,} entries; {_MOST_LAYERS} at most are possible")
+        for part in value if isinstance(value, (list, tuple)) else ():
+            check(key, part)
+        for inner, part in value.items() if isinstance(value, Mapping) else ():
+            check(str(inner), part)
+
+    check("", {key: value for key, value in config.items() if not str(key).startswith(("_", "id2label", "label2id"))})
+
+
+def known_settings(config: Mapping[str, Any]) -> set[str]:
+    """The keys that the network of this config takes."""
+    return set(inspect.signature(NETWORKS[config["_class_name"]].__init__).parameters) - {"self"}
 
 
 def measure(config: Mapping[str, Any], *, size: Size | None = None, tokens: int = 77) -> Cost:
@@ -76,7 +111,8 @@ def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> 
             model = build(model.config)
     inputs = example_inputs(model.config, size=size, tokens=tokens, device="meta")
     # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    complaint = f"the config of this {type(model).__name__} fits no forward pass"
+    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     flops = {str(op).rpartition(".")[2]: n for op, n in counter.get_flop_counts()["Global"].items()}
     return Cost(

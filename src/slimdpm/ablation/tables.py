@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from slimdpm.ablation.grid import CHANGED, DEFAULT, FURTHER, LONG_LITE, LONG_SPECTRAL, SLIMMER, weighed
 from slimdpm.ablation.measure import HELD_OUT, mean_error
@@ -48,6 +47,8 @@ class Summary:
         n = len(self.values)
         if n < 2:
             return float("nan"), float("nan")
+        from scipy.stats import t as student_t  # here: who only plans has no need of it
+
         reach = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * self.error
         return self.mean - reach, self.mean + reach
 
