@@ -18,12 +18,13 @@ from diffusers import (
 )
 from PIL import Image
 
-from slimdpm import SlimdpmError, SpectralUNet2DModel, sample_images
+from slimdpm import SlimdpmError, SpectralUNet2DModel, pictures, sample_images
 from slimdpm.job import plan_job
 from slimdpm.loading import load_pipeline
 from slimdpm.pictures import write_samples
 from slimdpm.recipe import load_recipe
 from slimdpm.sampling import SCHEDULERS, make_scheduler, probe, sample_batches
+from slimdpm.sharing import claim
 from slimdpm.teachers import new_shell, shell_of
 
 
@@ -142,7 +143,7 @@ def test_samples_that_are_not_finite_are_an_error(pipeline):
 def test_pictures_are_written_and_made_once(tmp_path, teacher_folder, monkeypatch):
     folder = tmp_path / "out"
     write_samples(str(teacher_folder), folder, count=3, steps=3, seed=1, device="cpu")
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in folder.glob("[!.]*")) == [
         "00000.png",
         "00001.png",
         "00002.png",
@@ -160,14 +161,51 @@ def test_pictures_are_written_and_made_once(tmp_path, teacher_folder, monkeypatc
         write_samples(str(teacher_folder), folder, count=3, steps=4, seed=1, device="cpu")
 
 
+def test_a_picture_that_is_gone_or_damaged_is_made_again_alone(tmp_path, teacher_folder, monkeypatch):
+    folder, made = tmp_path / "out", []
+
+    def counted(pipeline, numbers, **options):
+        made.extend(numbers)
+        return sample_batches(pipeline, numbers, **options)
+
+    monkeypatch.setattr(pictures, "sample_batches", counted)
+    options = {"count": 6, "steps": 2, "device": "cpu"}
+    write_samples(str(teacher_folder), folder, **options)
+    whole = {file.name: file.read_bytes() for file in folder.glob("*.png")}
+    made.clear()
+    (folder / "00001.png").unlink()
+    (folder / "00003.png").write_bytes(whole["00003.png"][:-30])
+    (folder / "00004.png").write_bytes(bytes(b ^ (i == 90) for i, b in enumerate(whole["00004.png"])))
+    write_samples(str(teacher_folder), folder, **options)
+    assert made == [1, 3, 4]
+    assert {file.name: file.read_bytes() for file in folder.glob("*.png")} == whole
+    assert Image.open(folder / "grid.png").size == (3 * 98 - 2, 2 * 98 - 2)  # a picture is 96 wide: no empty columns
+    (folder / "samples.json").write_text('{"network": ')
+    with pytest.raises(SlimdpmError, match=r"samples.json cannot be read as JSON"):
+        write_samples(str(teacher_folder), folder, **options)
+
+
+def test_one_process_works_in_a_folder(tmp_path, teacher_folder):
+    with claim(tmp_path / "out"), pytest.raises(SlimdpmError, match="another process is working in .*out"):
+        write_samples(str(teacher_folder), tmp_path / "out", count=1, steps=1, device="cpu")
+    write_samples(str(teacher_folder), tmp_path / "out", count=1, steps=1, device="cpu")
+    with claim(tmp_path / "a", tmp_path / ".a.lock"), pytest.raises(SlimdpmError, match="another process"):
+        claim(tmp_path / "a", tmp_path / ".a.lock")
+    assert not (tmp_path / "a").exists()
+
+
 def test_pictures_are_not_mixed_with_other_files(tmp_path, teacher_folder):
     (tmp_path / "letter.txt").write_text("dear all")
     with pytest.raises(SlimdpmError, match="is not empty"):
         write_samples(str(teacher_folder), tmp_path, count=1, device="cpu")
     with pytest.raises(SlimdpmError, match="is a file"):
         write_samples(str(teacher_folder), tmp_path / "letter.txt", count=1, device="cpu")
-    with pytest.raises(SlimdpmError, match="device 'abacus'"):
-        write_samples(str(teacher_folder), tmp_path / "new", count=1, device="abacus")
+    for device in ("abacus", "meta", "hpu", "cuda:99999999999", ""):
+        with pytest.raises(SlimdpmError, match=f"device '{device}' is not to be had here"):
+            write_samples(str(teacher_folder), tmp_path / "new", count=1, device=device)
+    with pytest.raises(SlimdpmError, match="images are too many"):
+        write_samples(str(teacher_folder), tmp_path / "new", count=10**12, steps=1, device="cpu")
+    assert not (tmp_path / "new").exists()
 
 
 def test_greyscale_networks_make_greyscale_pictures(tmp_path):

@@ -130,6 +130,7 @@ def grid(images: np.ndarray | Sequence[np.ndarray], columns: int, *, gap: int = 
     """
     tiles = np.asarray(images).repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = tiles.shape
+    columns = min(columns, count)
     rows = -(-count // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
     for i, tile in enumerate(tiles):

@@ -95,8 +95,10 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         return processes().device
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
+        tried = torch.zeros(1, device=name)
+        tried.item()  # which the meta device does not have
+        return tried.device
+    except Exception:  # for names that are unknown or of absent devices there are several
         raise SlimdpmError(f"the device {name!r} is not to be had here") from None
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
+from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from slimdpm.conditioning import Request
 from slimdpm.display import Display
+from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_file, remove_leftovers, write_json
+from slimdpm.files import remove_leftovers, write_json
 from slimdpm.fingerprint import fingerprint
 from slimdpm.images import grid, picture, pixels
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
 from slimdpm.run import RunFolder
-from slimdpm.sampling import make_scheduler, sample_batches
+from slimdpm.sampling import MOST_IMAGES, make_scheduler, probe, sample_batches
+from slimdpm.sharing import check_folder, claim
 from slimdpm.teachers import load_pipeline, network_of, shell_of
 
 _SETTINGS = "samples.json"
@@ -55,6 +61,9 @@ def write_samples(
     pipeline = load_pipeline(source).to(pick_device(device))
     request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
     conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
+    probe(pipeline, scheduler, steps)
+    if count > MOST_IMAGES:
+        raise SlimdpmError(f"{count:,} images are too many: {MOST_IMAGES:,} at most")
     settings = {
         "network": fingerprint(network_of(pipeline)),
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
@@ -62,30 +71,29 @@ def write_samples(
         "seed": seed,
         **conditioning.facts(request),
     }
-    _claim(folder, settings)
-    # All images of a batch or none: the ones that are missing decide where to go on.
-    missing = [i for i in range(count) if not _file(folder, i).exists()]
-    first = missing[0] if missing else count
-    with display.task("sampling", count, done=first, unit="images") as task:
-        batches = sample_batches(
-            pipeline,
-            range(first, count),
-            steps=steps,
-            scheduler=scheduler,
-            seed=seed,
-            batch_size=batch_size,
-            request=request,
-            progress=task.advance,
-        )
-        number = first
-        for batch in batches:
-            for image in batch:
-                with atomic_file(_file(folder, number)) as temporary:
-                    picture(image).save(temporary, format="PNG")
-                number += 1
-    shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
-    save_picture(folder / "grid.png", grid(shown, columns=8, zoom=zoom_for(shown)))
+    _check(folder, settings)
+    with claim(folder):
+        _check(folder, settings)  # again: another process may have been faster
+        write_json(folder / _SETTINGS, settings)
+        remove_leftovers(folder, locked=True)
+        missing = [i for i in range(count) if not _intact(_file(folder, i))]
+        options: dict[str, Any] = {"steps": steps, "scheduler": scheduler, "seed": seed, "request": request}
+        with display.task("sampling", count, done=count - len(missing), unit="images") as task:
+            for numbers in _stretches(missing):
+                made = sample_batches(pipeline, numbers, batch_size=batch_size, progress=task.advance, **options)
+                for number, image in zip(numbers, (image for batch in made for image in batch), strict=True):
+                    save_picture(_file(folder, number), picture(image))
+        shown = np.stack([_pixels(_file(folder, i)) for i in range(min(count, _GRID))])
+        columns = min(8, ceil(sqrt(len(shown))))
+        save_picture(folder / "grid.png", grid(shown, columns, zoom=zoom_for(shown)))
     display.say(f"{count} images and grid.png in {folder}")
+
+
+def _stretches(numbers: Iterable[int]) -> Iterator[range]:
+    """Numbers without a gap between them."""
+    for _, stretch in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        found = [number for _, number in stretch]
+        yield range(found[0], found[-1] + 1)
 
 
 def _request(source: str, request: Request) -> Request:
@@ -97,18 +105,22 @@ def _request(source: str, request: Request) -> Request:
     return replace(request, prompts=prompts, images=request.images or sorted(run.given.glob("*.png")))
 
 
-def _claim(folder: Path, settings: dict) -> None:
-    """Take up a folder of the same settings, or an empty one."""
+def _check(folder: Path, settings: dict) -> None:
+    """That a folder has samples of these settings, or nothing."""
+    check_folder(folder, "samples of slimdpm", _SETTINGS)
     file = folder / _SETTINGS
-    if folder.exists() and not folder.is_dir():
-        raise SlimdpmError(f"{folder} is a file; give a folder for the images")
-    if file.exists():
-        if json.loads(file.read_text()) != settings:
-            raise SlimdpmError(f"{folder} holds samples of another network or of other settings; choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise SlimdpmError(f"{folder} is not empty; choose another folder for the images")
-    write_json(file, settings)
-    remove_leftovers(folder)
+    if file.exists() and read_json(file) != json.loads(json.dumps(settings)):
+        raise SlimdpmError(f"{folder} holds samples of another network or of other settings; choose another folder")
+
+
+def _intact(file: Path) -> bool:
+    """Whether a picture is there and whole; its checksums tell."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG
+        return False
+    return True
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -116,5 +128,5 @@ def _file(folder: Path, number: int) -> Path:
 
 
 def _pixels(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         return pixels(image)

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import append_line, explained, read_sealed, remove_leftovers, write_sealed, write_text
 from slimdpm.recipe import Recipe, differences, read_recipe
+from slimdpm.sharing import claim
 
 
 class RunFolder:
@@ -38,7 +39,7 @@ class RunFolder:
         self.analysis_html = self.analysis / "sections.html"
         self.logs = self.path / "logs"
         self.cache = self.path / "cache"
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
         self._new = False
 
     def settled(self, recipe: Recipe) -> Recipe:
@@ -80,13 +81,9 @@ class RunFolder:
         """
         self.check(recipe)
         self._new = not self.path.exists()
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = claim(self.path).lock
         with explained(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise SlimdpmError(f"another process is working in {self.path}") from None
+            self.checkpoints.mkdir(exist_ok=True)
         for folder in (self.path, self.checkpoints, self.samples, self.student / "unet"):
             remove_leftovers(folder, locked=True)
         remove_leftovers(self.cache)  # another run may be filling it

@@ -41,7 +41,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # One draws noise for the whole batch from no generator of ours, the other belongs to networks of another process.
 _UNFIT = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
-MOST_STEPS = 10_000
+MOST_STEPS, MOST_IMAGES = 10_000, 1_000_000
 _WORKING: set[str] = set()  # what was tried: some schedulers take seconds for many steps
 
 

@@ -6,9 +6,50 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from slimdpm.errors import SlimdpmError
+from slimdpm.files import explained
 
 Piece = TypeVar("Piece")
+
+
+def claim(folder: Path, lock: Path | None = None) -> AcquireReturnProxy:
+    """Hold a folder, which is made, against other processes: until the answer's context ends, or its lock is released.
+
+    Args:
+        folder: that this process works in.
+        lock: the file that is locked, by default one in the folder.
+
+    Raises:
+        SlimdpmError: if another process holds it, or it cannot be made.
+    """
+    lock = lock or folder / ".lock"
+    with explained(folder):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(lock).acquire(timeout=0)
+        except Timeout:
+            raise SlimdpmError(f"another process is working in {folder}") from None
+
+
+def check_folder(folder: Path, what: str, *signs: str) -> None:
+    """Refuse a folder that holds something else than results of this kind.
+
+    Args:
+        folder: where they shall go; there may be none yet.
+        what: they are.
+        signs: patterns of paths in the folder, of which such results leave one.
+
+    Raises:
+        SlimdpmError: if there is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SlimdpmError(f"{folder} is a file; give a folder for {what}")
+    with explained(folder):
+        others = folder.is_dir() and any(path.name not in (".lock", "cache") for path in folder.iterdir())
+    if others and not any(any(folder.glob(sign)) for sign in signs):
+        raise SlimdpmError(f"{folder} is not empty and holds no {what}; choose another folder")
 
 
 def share(
