@@ -38,6 +38,24 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
+class Interrupted(BaseException):
+    """A command is to end at once. No `KeyboardInterrupt`: click would say something of its own."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = number
+
+
+def interruptible() -> None:
+    """For a command: from now on Ctrl-C and SIGTERM raise `Interrupted`."""
+
+    def handler(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
 def leave_to_parent(worker: int) -> None:
     """For a data loader's worker: a Ctrl-C reaches it too, but its parent decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
