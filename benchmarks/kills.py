@@ -73,14 +73,14 @@ def command(kind: str, work: Path, folder: Path) -> list[str]:
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
     slim = ["-o", str(folder), *sets]
     images, checkpoint = str(work / "images"), work / "original"
+    features = ["--extractor", str(work / "features.onnx"), "-o", str(folder)]
     return {
         "pixels": ["slim", str(work / "pixels"), images, *slim, "--set", "data.workers=1", "--set", "data.crop=random"],
         "latents": ["slim", str(work / "latents"), images, *slim],
         "data-free": ["slim", str(work / "pixels"), "teacher", *slim, "--set", "data.samples.count=192",
                       "--set", "data.samples.steps=4"],
         "two processes": ["slim", str(work / "pixels"), images, *slim],
-        "evaluate": ["evaluate", str(work / "pixels"), "--against", images, "-n", "192", "--steps", "3", "-o", str(folder),
-                     "--extractor", str(work / "features.onnx")],
+        "evaluate": ["evaluate", str(work / "pixels"), "--against", images, "-n", "192", "--steps", "3", *features],
         "sample": ["sample", str(work / "pixels"), "-n", "40", "--steps", "4", "-o", str(folder), "--batch-size", "4"],
         "import": ["import", str(checkpoint / "model.ckpt"), "--config", str(checkpoint / "config.yaml"),
                    "-o", str(folder)],
