@@ -1,19 +1,27 @@
-"""Pipelines from folders and the hub: their files are data, every weight is there, and no code of theirs is run."""
+"""Pipelines from folders and the hub: their files are data, every weight is there, and no code of theirs is run.
+
+Each part is loaded here, by a class that is known before anything is read: diffusers' own loader of pipelines would
+look for classes, and for files with code, where the folder says.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import is_transformers_available
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError, blamed, first_line
@@ -51,11 +59,105 @@ _OURS: dict[str, Any] = {
         ClassConditionalLDMPipeline,
     )
 }
-_OPTIONAL = ("vqvae", "class_embedder")  # parts that a pipeline may do without
-_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+# Names of the first versions of diffusers and transformers.
+_RENAMED = {
+    "LatentDiffusionUncondPipeline": "LDMPipeline",
+    "UNetUnconditionalModel": "UNet2DModel",
+    "CLIPFeatureExtractor": "CLIPImageProcessor",
+}
+_U_NETS = ("UNet2DModel", "UNetUnconditionalModel", "UNet2DConditionModel")
+_OUR_U_NETS = ("SpectralUNet2DModel", "SpectralUNet2DConditionModel", "FixedHeadsUNet2DModel")
 # The first DiTs name a class that diffusers has since split: it still loads them through it.
 _TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")
-_NETWORKS = ("UNet2DModel", "UNet2DConditionModel", *_TRANSFORMERS, *AUTOENCODERS)
+_TEXT_ENCODERS = {"transformers": ("CLIPTextModel", "CLIPTextModelWithProjection")}
+_TOKENIZERS = {"transformers": ("CLIPTokenizer", "CLIPTokenizerFast")}
+_AUTOENCODERS = {"diffusers": AUTOENCODERS}
+_PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # the classes that each may be, by their libraries
+    "unet": {"diffusers": _U_NETS, "slimdpm.unet": _OUR_U_NETS},
+    "transformer": {"diffusers": _TRANSFORMERS},
+    "vae": _AUTOENCODERS,
+    "vqvae": _AUTOENCODERS,
+    "scheduler": {"diffusers": tuple(cls.__name__ for cls in DDPMScheduler._get_compatibles())},
+    "class_embedder": {"slimdpm.pipelines": ("ClassEmbedder",)},
+    "text_encoder": _TEXT_ENCODERS,
+    "text_encoder_2": _TEXT_ENCODERS,
+    "tokenizer": _TOKENIZERS,
+    "tokenizer_2": _TOKENIZERS,
+    "feature_extractor": {"transformers": ("CLIPImageProcessor", "CLIPFeatureExtractor")},
+    "image_encoder": {"transformers": ("CLIPVisionModelWithProjection",)},
+    "safety_checker": {"stable_diffusion": ("StableDiffusionSafetyChecker",)},
+}
+# Keys of configs by which a library imports code, or weights of another place.
+_CODE = (
+    "auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config",
+    "attn_implementation", "_attn_implementation", "base_model_name_or_path",
+)  # fmt: skip
+_LARGEST = 2**20  # number in a network's config
+_MODULES = 50_000  # in a network: the U-Net of XL has 5,000
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a ``model_index.json`` names, all of it known.
+
+    Attributes:
+        pipeline: one of `PIPELINES`.
+        parts: their classes; None of a part that the pipeline goes without.
+        values: the pipeline's other arguments.
+    """
+
+    pipeline: str
+    parts: dict[str, Any]
+    values: dict[str, Any]
+
+
+def checked_index(folder: Path, source: str | Path = "") -> Index:
+    """The index of a pipeline's folder, in which everything is known and nothing asks for code.
+
+    Args:
+        folder: with a ``model_index.json``.
+        source: what a message calls it.
+
+    Raises:
+        SlimdpmError: for a pipeline or a class that slimdpm does not know, or a config that names code.
+    """
+    source = source or folder
+    index = read_config(folder / "model_index.json")
+    name = _RENAMED.get(str(index.get("_class_name")), index.get("_class_name"))
+    if name not in PIPELINES:
+        raise unsupported(f"{source} is a {name}", name)
+    if name in TEXT_TO_IMAGE and not is_transformers_available():
+        raise SlimdpmError(f"a {name} needs the package transformers: pip install slimdpm[text]")
+    parts, values = {}, {}
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list):
+            values[part] = value
+        elif value == [None, None]:
+            parts[part] = None
+        else:
+            library, named = value if len(value) == 2 else (None, value)
+            if named not in _PARTS.get(part, {}).get(library, ()):
+                raise SlimdpmError(f"the {part} of {source} is a {named} of {library}, which is not supported")
+            parts[part] = _class_of(library, named)
+            if (place(folder, part) / f"{library}.py").exists():  # some versions of diffusers run it
+                raise SlimdpmError(f"{source} holds code: remove {part}/{library}.py")
+    for file in (*folder.glob("*config*.json"), *folder.glob("*/*config*.json")):
+        read_config(file)
+    return Index(name, parts, values)
+
+
+def place(folder: Path, part: str) -> Path:
+    """Where a part's files are: in a folder of its name, or beside the index, as diffusers' first pipelines have it."""
+    return folder / part if (folder / part).is_dir() else folder
+
+
+def _class_of(library: str, name: str) -> Any:
+    if name in _OURS:
+        return _OURS[name]
+    module = "diffusers.pipelines.stable_diffusion" if library == "stable_diffusion" else library
+    return getattr(importlib.import_module(module), _RENAMED.get(name, name))
 
 
 def pipeline_class(name: str) -> type[DiffusionPipeline]:
@@ -85,55 +187,38 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
         SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
     """
     folder = locate(source)
-    index = read_config(folder / "model_index.json")
-    class_name = index.get("_class_name")
-    if class_name not in PIPELINES:
-        raise unsupported(f"{source} is a {class_name}", class_name)
-    if class_name in TEXT_TO_IMAGE and not is_transformers_available():
-        raise SlimdpmError(f"a {class_name} needs the package transformers: pip install slimdpm[text]")
-    model_of = load_model if weights else outline_model
-    models: dict[str, nn.Module] = {}
-    for part, value in index.items():
-        library, name = value if isinstance(value, list) else (None, None)
-        if library == "diffusers" and name in _NETWORKS:
-            models[part] = model_of(getattr(diffusers, name), folder / part, kwargs)
-        elif library in ("slimdpm.unet", "slimdpm.pipelines") and name in _OURS:
-            models[part] = model_of(_OURS[name], folder / part, kwargs)
-        elif library == "transformers" and name in _TEXT_ENCODERS:
-            models[part] = model_of(getattr(importlib.import_module("transformers"), name), folder / part, kwargs)
-        elif part in _OPTIONAL and name is None:
-            continue
-        elif part in ("unet", "transformer", *_OPTIONAL):
-            raise SlimdpmError(f"the {part} of {source} is a {name} of {library}, which is not supported")
-    if not models.keys() & {"unet", "transformer"}:
-        raise SlimdpmError(f"{source} has no U-Net")
-    if not weights and "safety_checker" in index:  # nothing to plan, and its weights would be read
-        kwargs = {**kwargs, "safety_checker": None, "requires_safety_checker": False}
-    try:
-        with _checked():
-            return pipeline_class(class_name).from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, **models, **kwargs
-            )
-    except (OSError, ValueError, TypeError) as error:
-        raise SlimdpmError(f"{source} cannot be loaded: {first_line(error)}") from None
+    index = checked_index(folder, source)
+    cls = pipeline_class(index.pipeline)
+    if not weights:  # nothing to plan, and its weights would be read
+        index.parts["safety_checker"], index.values["requires_safety_checker"] = None, False
+    arguments: dict[str, Any] = {}
+    for part in inspect.signature(cls.__init__).parameters.keys() & {**index.parts, **index.values, **kwargs}.keys():
+        kind = index.parts.get(part)
+        if part in kwargs or kind is None:
+            arguments[part] = kwargs.get(part, index.values.get(part))
+        elif issubclass(kind, nn.Module):
+            arguments[part] = (load_model if weights else outline_model)(kind, place(folder, part), kwargs)
+        else:
+            with blamed(f"{place(folder, part)} cannot be loaded"), _quiet():
+                arguments[part] = kind.from_pretrained(place(folder, part), local_files_only=True)
+    with blamed(f"{source} cannot be loaded"), _quiet():
+        pipeline = cls(**arguments)
+    pipeline.register_to_config(_name_or_path=str(folder))
+    return pipeline
 
 
 @contextmanager
-def _checked() -> Iterator[None]:
-    """The parts are of the right kinds, whatever the annotations say by which diffusers goes.
-
-    It warns of a KL autoencoder in its own `LDMPipeline`, and of the text that JSON makes of numbers in a mapping.
-    """
-
-    def passes(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Expected types for")
-
-    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    logger.addFilter(passes)
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks: on configs of other versions, on keys that they ignore."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.removeFilter(passes)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def locate(source: str | Path, holds: str = "model_index.json") -> Path:
@@ -158,22 +243,56 @@ def locate(source: str | Path, holds: str = "model_index.json") -> Path:
         raise SlimdpmError(f"{source} is no folder here, and the hub has not given it: {first_line(error)}") from None
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file of diffusers.
+def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
+    """The keys and values of a JSON file of diffusers or transformers.
+
+    Args:
+        file: its path.
+        kind: the class of what it describes; a network's numbers must be within reason.
 
     Raises:
-        SlimdpmError: if it cannot be read, or holds something else.
+        SlimdpmError: if it cannot be read, holds something else, or asks for code.
     """
-    value = read_json(file)
-    if not isinstance(value, dict):
+    values = read_json(file)
+    if not isinstance(values, dict):
         raise SlimdpmError(f"{file} holds no keys and values")
-    return value
+    for key in _CODE:
+        if values.get(key) not in (None, False, "eager", "sdpa"):
+            raise SlimdpmError(f"{file} asks for more than data: {key}; remove it if the rest is what you want")
+    if kind is not None:
+        name = values.get("_class_name")
+        if name is not None and _RENAMED.get(str(name), name) != kind.__name__ and name not in _TRANSFORMERS:
+            raise SlimdpmError(
+                f"the weights in {file.parent} do not belong to its config: that is of a {name}, and a {kind.__name__} "
+                "is wanted"
+            )
+        for key, value in values.items():
+            if not _within_reason(value):
+                raise SlimdpmError(f"{file}: the value of {key} is beyond reason")
+    return values
+
+
+def _within_reason(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return all(map(_within_reason, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or abs(value) <= _LARGEST  # which nan and inf are not
 
 
 def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model with all of its weights: diffusers itself only warns when some are missing."""
+    outline_model(cls, folder, kwargs)  # its faults are found before anything takes memory
     dtype = {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
-    with blamed(f"{folder} cannot be loaded"):  # a damaged file fails in the reader, the parser or the constructor
+    files = [file.name for file in folder.iterdir()]
+    variants = {match[1] for match in map(_WEIGHTS.fullmatch, files) if match}
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if not variants and pickles:
+        raise SlimdpmError(
+            f"{folder} cannot be loaded: its weights are a pickle, {pickles[0]}, which may run code. Where you trust "
+            "it, load the pipeline with diffusers and write it anew with save_pretrained, as safetensors"
+        )
+    if variants and None not in variants:  # half precision only, say
+        dtype.setdefault("variant", min(variants))
+    with blamed(f"{folder} cannot be loaded"), _quiet():  # a damaged file fails in the reader or the constructor
         model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **dtype)
     missing = [*info["missing_keys"], *info["unexpected_keys"]]
     if missing:
@@ -186,7 +305,27 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
-    with blamed(f"{folder} cannot be loaded"), torch.device("meta"):
-        if issubclass(cls, ConfigMixin):
+    is_ours = issubclass(cls, ConfigMixin)
+    read_config(folder / "config.json", cls if is_ours else None)
+    with blamed(f"{folder} cannot be loaded"), torch.device("meta"), _bounded(folder), _quiet():
+        if is_ours:
             return cls.from_config(cls.load_config(folder))
         return cls(cls.config_class.from_pretrained(folder))  # transformers
+
+
+@contextmanager
+def _bounded(name: Any) -> Iterator[None]:
+    """Networks are built of so many modules at most."""
+    built = 0
+
+    def count(*_: Any) -> None:
+        nonlocal built
+        built += 1
+        if built > _MODULES:
+            raise SlimdpmError(f"{name} describes a network of more than {_MODULES:,} modules: its layers are too many")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
