@@ -69,10 +69,11 @@ _U_NETS = ("UNet2DModel", "UNetUnconditionalModel", "UNet2DConditionModel")
 _OUR_U_NETS = ("SpectralUNet2DModel", "SpectralUNet2DConditionModel", "FixedHeadsUNet2DModel")
 # The first DiTs name a class that diffusers has since split: it still loads them through it.
 _TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")
-_TEXT_ENCODERS = {"transformers": ("CLIPTextModel", "CLIPTextModelWithProjection")}
-_TOKENIZERS = {"transformers": ("CLIPTokenizer", "CLIPTokenizerFast")}
-_AUTOENCODERS = {"diffusers": AUTOENCODERS}
-_PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # the classes that each may be, by their libraries
+_Classes = dict[Any, tuple[str, ...]]  # by the library
+_TEXT_ENCODERS: _Classes = {"transformers": ("CLIPTextModel", "CLIPTextModelWithProjection")}
+_TOKENIZERS: _Classes = {"transformers": ("CLIPTokenizer", "CLIPTokenizerFast")}
+_AUTOENCODERS: _Classes = {"diffusers": AUTOENCODERS}
+_PARTS: dict[str, _Classes] = {  # what each may be
     "unet": {"diffusers": _U_NETS, "slimdpm.unet": _OUR_U_NETS},
     "transformer": {"diffusers": _TRANSFORMERS},
     "vae": _AUTOENCODERS,
@@ -130,14 +131,15 @@ def checked_index(folder: Path, source: str | Path = "") -> Index:
         raise unsupported(f"{source} is a {name}", name)
     if name in TEXT_TO_IMAGE and not is_transformers_available():
         raise SlimdpmError(f"a {name} needs the package transformers: pip install slimdpm[text]")
-    parts, values = {}, {}
+    parts: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part, value in index.items():
         if part.startswith("_") or not isinstance(value, list):
             values[part] = value
         elif value == [None, None]:
             parts[part] = None
         else:
-            library, named = value if len(value) == 2 else (None, value)
+            library, named = map(str, value if len(value) == 2 else ("?", value))
             if named not in _PARTS.get(part, {}).get(library, ()):
                 raise SlimdpmError(f"the {part} of {source} is a {named} of {library}, which is not supported")
             parts[part] = _class_of(library, named)
