@@ -238,10 +238,10 @@ def test_a_teacher_that_sees_images_is_slimmed_and_loads_in_diffusers(make, tmp_
         write_samples(str(tmp_path / "run"), tmp_path / "out", count=2, steps=2, device="cpu", request=request)
 
 
-@pytest.mark.parametrize("make", [inpainting, editing])
-def test_a_resumed_run_is_the_run_without_a_stop(make, tmp_path):
+@pytest.mark.parametrize(("make", "size"), [(inpainting, "16"), (editing, "24x32")])
+def test_a_resumed_run_is_the_run_without_a_stop(make, size, tmp_path):
     teacher = make(tmp_path)
-    steps = ("train.steps=4", "train.checkpoint_every=2", "conditioning.drop=0.4")
+    steps = (f"data.size={size}", "train.steps=4", "train.checkpoint_every=2", "conditioning.drop=0.4")
     run_job(plan(teacher, *steps), tmp_path / "whole", report=False)
     run_job(plan(teacher, *steps, "train.steps=2"), tmp_path / "parts", report=False)
     run_job(plan(teacher, *steps), tmp_path / "parts", report=False)
@@ -306,6 +306,8 @@ def test_networks_with_other_channels_in_than_their_pipelines_show_them(tmp_path
     wide.register_modules(unet=unet_of(9))
     with pytest.raises(SlimdpmError, match="StableDiffusionPipeline has 9 channels in and 4 out; 4 in would be right"):
         shell_of(wide)
+    with pytest.raises(SlimdpmError, match="not 24x32: diffusers' StableDiffusionInpaintPipeline knows squares alone"):
+        plan(inpainting(tmp_path), "data.size=24x32")
     plain = around(StableDiffusionInpaintPipeline, text_pipeline(tmp_path), unet_of(4), requires_safety_checker=False)
     assert shell_of(plain).conditioning.extra == 0
     config = tmp_path / "config.json"

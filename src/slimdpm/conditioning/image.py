@@ -19,10 +19,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from slimdpm.conditioning.base import EXTRA, Guidance, Inputs, Request
+from slimdpm.conditioning.base import EXTRA, Conditioning, Guidance, Inputs, Request
 from slimdpm.conditioning.text import Text
 from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.images import open_image, pixels, square, upright
+from slimdpm.sizes import Size, briefly
 
 _BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is given: the middle
 
@@ -74,6 +75,11 @@ class Inpainting(_ImageAndText):
 
     needs, masks = "an image and a mask", 1
     told: ClassVar[dict[str, str]] = {"tag": "inpainting", "call": '"a prompt", image=image, mask_image=mask, '}
+
+    def sized(self, size: Size) -> Conditioning:
+        if not isinstance(size, int) and type(self.encoder).__name__ == "StableDiffusionInpaintPipeline":
+            raise SlimdpmError(f"not {briefly(size)}: diffusers' StableDiffusionInpaintPipeline knows squares alone")
+        return super().sized(size)
 
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         images, streams = batch["images"], map(np.random.default_rng, batch["draws"].tolist())
