@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _LARGE, _PACKED = 2**30, 200  # bytes of an array that may unpack to any size, a
 
 
 class Arrays:
-    """uint8 images ``(N, H, W, C)``, C 1, 3 or 4, or ``(N, H, W)``; their classes and captions, each ``(N,)``.
+    """uint8 images ``(N, H, W, C)``, C 1, 3 or 4, or ``(N, H, W)``; their classes and captions, one for each.
 
     Args:
         images: the images.
@@ -32,8 +33,8 @@ class Arrays:
         self,
         images: np.ndarray,
         label: str = "array",
-        classes: np.ndarray | None = None,
-        texts: np.ndarray | None = None,
+        classes: np.ndarray | Sequence | None = None,
+        texts: np.ndarray | Sequence | None = None,
         file: Path | None = None,
     ):
         if images.ndim == 3:
@@ -58,8 +59,7 @@ class Arrays:
         if self.file is not None:
             about = self.file.stat()
             return repr((str(self.file.resolve()), about.st_size, about.st_mtime_ns))
-        told = [np.asarray(column).tolist() for column in (self.classes, self.texts) if column is not None]
-        return repr((self.label, self.content(), told))
+        return repr((self.label, self.content(), self.captions(), self._column(self.classes, "labels")))
 
     def content(self) -> str:
         digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=16)
@@ -74,11 +74,13 @@ class Arrays:
     def captions(self) -> list[str] | None:
         return self._column(self.texts, "captions")
 
-    def _column(self, values: np.ndarray | None, what: str) -> list | None:
-        shape = np.shape(values) if values is not None else (len(self),)
-        if shape != (len(self),):
+    def _column(self, values: np.ndarray | Sequence | None, what: str) -> list | None:
+        if values is None:
+            return None
+        shape = values.shape if isinstance(values, np.ndarray) else (len(values),)
+        if shape[:1] != (len(self),) or (len(shape) > 1 and what == "labels"):  # captions may be several for each
             raise SlimdpmError(f"{self.label}: {len(self)} images, but {what} of shape {shape}")
-        return None if values is None else np.asarray(values).tolist()
+        return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def load_arrays(file: Path, labels: str, texts: str) -> Arrays:

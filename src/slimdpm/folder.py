@@ -136,7 +136,7 @@ def files_below(root: Path) -> list[Path]:
                     found.append(path)
                 elif os.path.isdir(path):
                     (linked if entry.is_symlink() else folders).append(path)
-            linked.sort(reverse=True)
+            linked.sort(key=lambda link: (len(link.parts), link), reverse=True)  # the last one is the next
     return sorted(found)
 
 

@@ -80,7 +80,7 @@ def _source_of_recipe(data: DataRecipe) -> Source:
 
 def _source_of_object(data: Any) -> Source:
     if isinstance(data, (str, Path)):
-        return open_source(DataRecipe(path=str(data)))
+        return open_source(DataRecipe.model_construct(path=str(data)))
     if isinstance(data, np.ndarray):
         return Arrays(data)
     if hasattr(data, "features"):
