@@ -23,13 +23,13 @@ from slimdpm.images import MODES
 from slimdpm.inherit import MIXING, inheritable
 from slimdpm.parallel import make_accelerator, tracking, where
 from slimdpm.presets import find_network
-from slimdpm.profile import Cost, known_settings, measure
+from slimdpm.profile import Cost, keeps_size, known_settings, measure
 from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.results import Results
 from slimdpm.run import RunFolder
 from slimdpm.sampling import default_steps, probe
-from slimdpm.sizes import Size, briefly, described, each_side
-from slimdpm.slimming import Budget, Plan, plan_student
+from slimdpm.sizes import Size, briefly, described, nearest
+from slimdpm.slimming import Budget, Plan, plan_student, student_base
 from slimdpm.sources import Source, open_source
 from slimdpm.teachers import Shell, Teacher, load_teacher, new_shell
 from slimdpm.training import Trainer
@@ -136,7 +136,8 @@ def plan_job(
     if not recipe.samples.prompts:
         prompts = conditioning.examples(conditions, recipe.samples.seed)
         recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
-    shell, base = _sized(shell, base, recipe.data.size or shell.image_size)
+    with blamed("no student can be planned"):
+        shell, base = _sized(recipe, shell, base, loaded)
     reference = measure(loaded.config) if loaded is not None and not loaded.has_scales else None
     plan = _plan(recipe, base, shell.conditioning.tokens, reference)
     distilled = loaded if recipe.task == "slim" else None
@@ -283,19 +284,30 @@ def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:
     return "random"
 
 
-def _sized(shell: Shell, base: dict[str, Any], size: Size) -> tuple[Shell, dict[str, Any]]:
-    """Shell and config at an image size; it must be one that the autoencoder and the U-Net can halve."""
-    halvings = len(base["block_out_channels"]) - 1
-    step = shell.factor * 2**halvings
-    lower = each_side(lambda side: max(side // step, 1) * step, size)
-    if lower != size:
-        upper = each_side(lambda side: -(-side // step) * step, size)
-        raise SlimdpmError(
-            f"images of {described(size)} do not fit: this network halves them to the end only if their size is a "
-            f"multiple of {step}; set data.size to {briefly(lower)} or {briefly(upper)}"
-        )
-    resized = shell.sized(size)
-    return resized, {**base, "sample_size": resized.size}
+def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher | None) -> tuple[Shell, dict[str, Any]]:
+    """Shell and config at the run's size. It must be one that the autoencoder halves and that the networks keep."""
+    size = recipe.data.size
+    assert size is not None and recipe.student.kind is not None
+    student = student_base(base, recipe.student.kind, recipe.student.overrides)
+    networks = {"teacher": loaded.config if loaded is not None else base, "student": student}
+
+    def refusing(size: Size) -> str | None:
+        resized = shell.sized(size)
+        if resized.image_size != size:
+            return "autoencoder"
+        return next((name for name, config in networks.items() if not keeps_size(config, resized.size)), None)
+
+    if size == shell.image_size or (name := refusing(size)) is None:
+        return shell.sized(size), {**base, "sample_size": shell.sized(size).size}
+    why, work = f"the {name} takes none of this shape", [shell.image_size]
+    for step in (shell.factor, shell.factor * 2 ** (len(student["block_out_channels"]) - 1)):
+        near = nearest(size, step)
+        if all(other != size and refusing(other) is None for other in near):
+            why = f"the {name} halves them to the end only if their size is a multiple of {step}"
+            work = near
+            break
+    advice = " or ".join(map(briefly, work))
+    raise SlimdpmError(f"images of {described(size)} do not fit: {why}; set data.size to {advice}")
 
 
 def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:

@@ -122,6 +122,18 @@ def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> 
     )
 
 
+def keeps_size(config: Mapping[str, Any], size: Size) -> bool:
+    """Whether a network gives back what it is given at this size: some halve only even sides."""
+    with torch.device("meta"):
+        network = build(config)
+    inputs = example_inputs(config, size=size, device="meta")
+    try:
+        with torch.no_grad():
+            return network(**inputs, return_dict=False)[0].shape[-2:] == sides(size)
+    except (RuntimeError, ValueError):  # what went down does not meet what comes up
+        return False
+
+
 def example_inputs(
     config: Mapping[str, Any], *, batch: int = 1, size: Size | None = None, tokens: int = 77, device: str = "cpu"
 ) -> dict[str, Any]:

@@ -48,6 +48,12 @@ def each_side(change: Callable[[int], int], size: Size) -> Size:
     return height if height == width else (height, width)
 
 
+def nearest(size: Size, step: int) -> list[Size]:
+    """The next sizes below and above whose sides are multiples of a step; the size itself, if its own are."""
+    lower = each_side(lambda side: max(side // step, 1) * step, size)
+    return list(dict.fromkeys([lower, each_side(lambda side: -(-side // step) * step, size)]))
+
+
 def described(size: Size, by: str = "x") -> str:
     """``48x64``; a square has two sides, too."""
     return by.join(map(str, sides(size)))

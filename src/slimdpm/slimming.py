@@ -85,7 +85,7 @@ def plan_student(
         SlimdpmError: if the budget cannot be met; the message names the nearest that can.
     """
     teacher_cost = reference or measure(teacher, size=size, tokens=tokens)
-    base = _student_base(teacher, kind, overrides or {})
+    base = student_base(teacher, kind, overrides or {})
 
     costs: dict[tuple[int, ...], Cost] = {}  # groups and heads change nothing in the count: only the widths do
 
@@ -116,7 +116,7 @@ def plan_student(
     return Plan(best[0], best[1], teacher_cost)
 
 
-def _student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's config with the student's class and overrides, its widths still to be set."""
     name = teacher.get("_class_name", "")
     plain = LITE_CLASS.get(name, name)

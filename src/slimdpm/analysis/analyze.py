@@ -37,6 +37,7 @@ from slimdpm.profile import measure_model
 from slimdpm.report import machine_facts, put_analysis, template
 from slimdpm.run import RunFolder
 from slimdpm.sampling import sample_images
+from slimdpm.sizes import Size, briefly
 from slimdpm.sources import open_source
 from slimdpm.teachers import Shell, load_pipeline, network_of, shell_of
 
@@ -136,8 +137,9 @@ def _load(
         name = Path(other).name
         networks[name if name not in networks else other] = load_pipeline(other)
     sizes = {name: shell_of(p).image_size for name, p in networks.items()}
+    sizes["teacher"] = sizes[label]  # a run may be at another size than its teacher's own
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        listed = ", ".join(f"{name} {briefly(size)}" for name, size in sizes.items())
         raise SlimdpmError(f"the networks make images of different sizes: {listed}")
     return {name: p.to(device) for name, p in networks.items()}, label
 
@@ -182,9 +184,9 @@ def _sections(
     spectrum = _spectrum(clean)
     seen = clean[: settings.samples]
     told = None if conditions is None else conditions[: len(seen)]
-    observed = _observe(networks, main, seen, told, timesteps, settings, display)
+    observed = _observe(networks, main, shell.image_size, seen, told, timesteps, settings, display)
     what = "real images" if shell.autoencoder is None else "real images' latents, which is what the U-Net sees"
-    sampled = _sample(networks, conditions, settings, display)
+    sampled = _sample(networks, shell, conditions, settings, display)
     sampler = f"{settings.scheduler}, {settings.steps} steps, seed {settings.seed}"
     return [
         data_section(spectrum, len(clean), what),
@@ -211,6 +213,7 @@ def _spectrum(samples: Tensor) -> Spectrum:
 def _observe(
     networks: dict[str, DiffusionPipeline],
     main: str,
+    size: Size,
     clean: Tensor,
     conditions: Sequence | None,
     timesteps: np.ndarray,
@@ -220,7 +223,7 @@ def _observe(
     """The teacher, if there is one, and the network itself."""
     observed = {}
     for name in dict.fromkeys(n for n in ("teacher", main) if n in networks):
-        pipeline, shell = networks[name], shell_of(networks[name])
+        pipeline, shell = networks[name], shell_of(networks[name]).sized(size)
         network = network_of(pipeline)
         with display.task(f"denoising with {name}", len(clean) * len(timesteps), unit="samples") as task:
             observed[name] = observe(
@@ -246,7 +249,11 @@ def _inputs(
 
 
 def _sample(
-    networks: dict[str, DiffusionPipeline], conditions: Sequence | None, settings: Settings, display: Display
+    networks: dict[str, DiffusionPipeline],
+    shell: Shell,
+    conditions: Sequence | None,
+    settings: Settings,
+    display: Display,
 ) -> dict[str, tuple[float, Spectrum]]:
     """MACs and the spectrum of samples of each network, all from the same noise."""
     found = {}
@@ -254,10 +261,11 @@ def _sample(
         with display.task(f"sampling {name}", settings.samples, unit="images") as task:
             progress: Callable[[int], None] = task.advance
             options: dict[str, Any] = {"steps": settings.steps, "scheduler": settings.scheduler, "seed": settings.seed}
+            options["size"] = shell.image_size
             conditioning = shell_of(pipeline).conditioning
             request = Request() if conditions is None else conditioning.ask(Request(), conditions)
             samples = sample_images(pipeline, settings.samples, request=request, progress=progress, **options)
-        macs = measure_model(network_of(pipeline), tokens=conditioning.tokens).macs
+        macs = measure_model(network_of(pipeline), size=shell.size, tokens=conditioning.tokens).macs
         found[name] = (float(macs), radial_spectrum(samples))
     return found
 
