@@ -1,5 +1,7 @@
 """Distances of feature sets against SciPy's matrix root and brute force."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
@@ -9,6 +11,7 @@ from slimdpm.metrics import distances
 from slimdpm.metrics.distances import Moments, frechet_distance, moments
 from slimdpm.metrics.intervals import draw, from_influence, from_jackknife
 from slimdpm.metrics.reference import load_moments, save_moments
+from slimdpm.metrics.scores import _measure, _Reference
 
 
 @pytest.fixture
@@ -126,6 +129,44 @@ def test_the_jackknifes_interval_is_the_spread(rng):
     assert np.mean(widths) == pytest.approx(np.std(values), rel=0.25)
 
 
+def test_intervals_of_ratios_are_the_spread_of_ratios(rng):
+    """Two models whose images share their noise, drawn again and again: FID, FID∞ and Inception Score."""
+    reference, count = Moments(0, np.zeros(6), np.eye(6)), 300
+    found, widths, alone = [], [], []
+    for seed in range(60):
+        shared = rng.normal(size=(count, 6))
+        draws, measured = draw(count, 1, seed=seed), []
+        for shift, scale in ((0.5, 1.2), (0.6, 1.1)):
+            x = shift + scale * (0.8 * shared + 0.6 * rng.normal(size=(count, 6)))
+            collected = features_alone(x, 3 * x)
+            measured.append(_measure(collected, _Reference(reference), draws, collected.extractor))
+        first, second = measured
+        ratios = {name: second[name].ratio(first[name]) for name in first}
+        found.append([ratio.value for ratio in ratios.values()])
+        widths.append([ratio.replicates.std() for ratio in ratios.values()])
+        alone.append([np.sqrt(sum((m[n].replicates.std() / m[n].value) ** 2 for m in measured)) for n in first])
+    assert list(ratios) == ["FID", "FID∞", "Inception Score"]
+    np.testing.assert_allclose(np.mean(widths, axis=0), np.std(found, axis=0), rtol=0.3)
+    assert (np.mean(widths, axis=0)[:2] < 0.9 * np.mean(alone, axis=0)[:2]).all()  # what is shared is taken off
+
+
+def test_the_extrapolations_interval_is_the_spread(rng):
+    reference = Moments(0, np.zeros(4), np.eye(4))
+    values, widths = [], []
+    for _ in range(80):
+        x = rng.normal(0.5, 1.2, (150, 4))
+        infinity = distances.frechet_infinity(x, reference)
+        plain = distances.jackknife_error(distances.frechet_jackknife(x, reference))
+        values.append(infinity.value)
+        widths.append(infinity.spread * plain)
+    assert np.mean(widths) == pytest.approx(np.std(values), rel=0.25)
+
+
+def features_alone(features, logits):
+    extractor = SimpleNamespace(name="inception", distance_name="FID")
+    return SimpleNamespace(features=lambda: features, logits=lambda: logits, extractor=extractor)
+
+
 def test_reference_statistics_are_those_of_others(tmp_path, rng):
     x = rng.normal(size=(30, 6))
     np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
@@ -144,6 +185,8 @@ def test_reference_statistics_are_those_of_others(tmp_path, rng):
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, "are needed"),
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "not finite"),
         ({"mu": np.array([object()]), "sigma": np.zeros((1, 1))}, "holds no mu and sigma"),  # a pickle
+        ({"mu": np.zeros(1, complex), "sigma": np.zeros((1, 1))}, "of the types complex128 and float64"),
+        ({"mu": np.array(["a"]), "sigma": np.zeros((1, 1))}, "of the types <U1 and float64"),
     ],
 )
 def test_bad_reference_statistics_are_one_line(tmp_path, arrays, words):

@@ -19,6 +19,7 @@ from slimdpm.metrics import collect as collecting
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, evaluate
 from slimdpm.metrics.extractors import load_extractor
+from slimdpm.sharing import claim
 
 
 class Features(torch.nn.Module):
@@ -43,12 +44,20 @@ def place(tmp_path_factory, teacher_folder):
     np.savez(folder / "real.npz", images=images)
     np.save(folder / "few.npy", images[:3])
     np.savez(folder / "others.npz", images=images[::-1] // 2)
-    torch.jit.script(Features().eval()).save(folder / "features.pt")
+    export(Features().eval(), folder / "features.onnx")
     return folder
 
 
+def export(network, file, size=16, example=None):
+    """An ONNX file of a network for any number of images."""
+    example = torch.rand(2, 3, size, size) if example is None else example
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter without onnxscript is the older one
+        torch.onnx.export(network, (example,), file, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"])
+
+
 def settings(place, **values):
-    return Settings(**{"count": 70, "extractor": str(place / "features.pt"), "steps": 2, "replicates": 50, **values})
+    return Settings(**{"count": 70, "extractor": str(place / "features.onnx"), "steps": 2, "replicates": 50, **values})
 
 
 def run(place, output, models=("model",), **values):
@@ -66,12 +75,14 @@ def test_all_metrics_are_there_with_their_intervals(place, tmp_path):
     first, second = result.models.values()
     assert set(first) == set(second) == set(result.floor)
     assert {"precision", "recall", "log-spectral distance, dB", "power ratio 0.25-0.5", "SWD 16px"} <= set(first)
-    assert "Fréchet (features.pt)" in first and not any("FID" in name or "KID" in name for name in first)
+    assert "Fréchet (features.onnx)" in first and not any("FID" in name or "KID" in name for name in first)
     for name, value in first.items():
         low, high = value.interval
         assert np.isfinite(value.value) and low <= high, name
-    ratio = result.ratios["others.npz"]["Fréchet (features.pt)"]
-    assert ratio.value == pytest.approx(second["Fréchet (features.pt)"].value / first["Fréchet (features.pt)"].value)
+    ratio = result.ratios["others.npz"]["Fréchet (features.onnx)"]
+    assert ratio.value == pytest.approx(
+        second["Fréchet (features.onnx)"].value / first["Fréchet (features.onnx)"].value
+    )
     assert ratio.interval[0] < ratio.value < ratio.interval[1]
     text = (tmp_path / "e" / "results.csv").read_text()
     assert "ratio to model,others.npz" in text and "two halves of the real" in text
@@ -131,7 +142,7 @@ def test_more_images_keep_those_that_are_there(place, tmp_path, monkeypatch):
 
 def test_two_processes_give_the_numbers_of_one(place, tmp_path):
     common = [str(place / "model"), "--against", str(place / "real.npz"), "-n", "70", "--steps", "2", "--device", "cpu"]
-    common += ["--extractor", str(place / "features.pt")]
+    common += ["--extractor", str(place / "features.onnx")]
     codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "evaluate", *common, "-o", str(tmp_path / "two"))
     assert codes == [0, 0], outputs
     assert CliRunner().invoke(app, ["evaluate", *common, "-o", str(tmp_path / "one")]).exit_code == 0
@@ -143,8 +154,8 @@ def test_reference_statistics_alone_are_enough_for_the_frechet_distance(place, t
     names = [str(place / "model")]
     with_data = evaluate(names, str(place / "real.npz"), tmp_path / "a", settings(place), write_moments=stats)
     without = evaluate(names, None, tmp_path / "b", settings(place), reference_moments=stats)
-    assert set(without.models["model"]) == {"Fréchet (features.pt)", "Fréchet (features.pt)∞"}
-    name = "Fréchet (features.pt)"
+    assert set(without.models["model"]) == {"Fréchet (features.onnx)", "Fréchet (features.onnx)∞"}
+    name = "Fréchet (features.onnx)"
     assert without.models["model"][name].value == pytest.approx(with_data.models["model"][name].value, rel=1e-9)
 
 
@@ -155,31 +166,96 @@ def test_a_pipeline_with_an_autoencoder_is_measured_in_pixels(place, tmp_path):
     assert set(both.models) == {"ldm", "model"} and np.load(next((tmp_path / "e").glob("ldm-*/*.npy"))).shape[1] == 16
 
 
-def test_a_file_of_onnx_gives_what_its_network_gives(place, tmp_path):
-    network = Features().eval()
-    example = torch.rand(2, 3, 16, 16)
-    file = tmp_path / "features.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter without onnxscript is the older one
-        torch.onnx.export(network, (example,), file, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"])
+def test_a_file_of_onnx_gives_what_its_network_gives(place):
     images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    want = network(x).mean(dim=(2, 3)).detach().numpy()
-    for path in (file, place / "features.pt"):
-        found, logits = load_extractor(str(path))(images)
-        np.testing.assert_allclose(found, want, atol=1e-5)
-        assert logits is None
+    found, logits = load_extractor(str(place / "features.onnx"))(images)
+    np.testing.assert_allclose(found, Features().eval()(x).mean(dim=(2, 3)).detach().numpy(), atol=1e-5)
+    assert logits is None
+
+
+class Wrong(torch.nn.Module):
+    """Gives something that is no features of each image."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.give = give
+
+    def forward(self, x):
+        return self.give(x)
+
+
+@pytest.mark.parametrize(
+    ("give", "size", "words"),
+    [
+        (lambda x: x.sum(), 16, r"gives a tensor of shape \(\) for 1 images"),
+        (lambda x: x.flatten(1)[:, :3] / 0, 16, "gives infinite or undefined features"),
+        (lambda x: x.flatten(1).repeat(1, 20), 16, r"shape \(1, 15360\) .* D at most 8,192"),
+        (lambda x: x.flatten(1) @ torch.ones(3 * 8 * 8, 2).view(192, 2)[: x[0].numel()], 8, None),
+    ],
+)
+def test_an_extractor_is_tried_before_anything_is_made(place, tmp_path, give, size, words):
+    export(Wrong(give), tmp_path / "wrong.onnx", size)
+    if words is None:  # of a fixed size: images are brought to it
+        assert load_extractor(str(tmp_path / "wrong.onnx"))(np.zeros((2, 16, 16, 3), np.uint8))[0].shape == (2, 2)
+        return
+    with pytest.raises(SlimdpmError, match=words):
+        run(place, tmp_path / "e", extractor=str(tmp_path / "wrong.onnx"))
+    assert not (tmp_path / "e").exists()
+
+
+def test_what_is_no_network_of_images_is_one_line(place, tmp_path):
+    (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(500))
+    with pytest.raises(SlimdpmError, match=r"noise.onnx cannot be read as an ONNX network"):
+        load_extractor(str(tmp_path / "noise.onnx"))
+    export(Wrong(lambda x: x), tmp_path / "flat.onnx", example=torch.rand(3))
+    with pytest.raises(SlimdpmError, match=r"flat.onnx cannot be read as an ONNX network with one input of images"):
+        load_extractor(str(tmp_path / "flat.onnx"))
+    (tmp_path / "code.pt").write_bytes(b"")
+    with pytest.raises(SlimdpmError, match=r"is no .onnx file"):
+        load_extractor(str(tmp_path / "code.pt"))
+
+
+def test_what_can_be_known_is_said_before_anything_is_made(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(Generated, "images", lambda *_: pytest.fail("images were made"))
+    other = tmp_path / "other.npz"
+    np.savez(other, mu=np.zeros(7), sigma=np.eye(7))
+    with pytest.raises(SlimdpmError, match=r"statistics have 7 features, features.onnx has 6: they belong to another"):
+        evaluate(
+            [str(place / "model")], None, tmp_path / "e", settings(place), reference_moments=tmp_path / "other.npz"
+        )
+    with pytest.raises(SlimdpmError, match="real has 3 images; 10 at least"):
+        evaluate([str(place / "model")], str(place / "few.npy"), tmp_path / "e", settings(place))
+    with pytest.raises(SlimdpmError, match=r"few.npy has 3 images; 10 at least"):
+        run(place, tmp_path / "e", models=("model", "few.npy"))
+    with pytest.raises(SlimdpmError, match=r"model: DDPMScheduler cannot take 2000 steps \(1000 work\)"):
+        run(place, tmp_path / "e", steps=2000)
+    with pytest.raises(SlimdpmError, match="1,000,000,000,000 images of each model: give 10 to 1,000,000"):
+        run(place, tmp_path / "e", count=10**12)
+    with pytest.raises(SlimdpmError, match="is a folder; give a file"):
+        evaluate([str(place / "model")], str(place / "real.npz"), tmp_path / "e", write_moments=tmp_path)
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_evaluation_does_not_go_where_something_else_is(place, tmp_path, image_folder, teacher_folder):
+    for folder in (image_folder, teacher_folder, place):
+        before = sorted(folder.iterdir())
+        with pytest.raises(SlimdpmError, match="is not empty and holds no evaluation; choose another folder"):
+            run(place, folder)
+        assert sorted(folder.iterdir()) == before
+    with claim(tmp_path / "e"), pytest.raises(SlimdpmError, match="another process is working in"):
+        run(place, tmp_path / "e")
 
 
 def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
     """While generating and extracting, no more than a shard of images is asked for or handed on at once."""
     seen = []
     monkeypatch.setattr(collecting, "SHARD", 16)
-    extractor = load_extractor(str(place / "features.pt"))
+    extractor = load_extractor(str(place / "features.onnx"))
     real = type(extractor).__call__
     monkeypatch.setattr(type(extractor), "__call__", lambda s, images: seen.append(len(images)) or real(s, images))
     run(place, tmp_path / "e", count=50)
-    assert max(seen) == 16 and sum(seen) == 90 + 50
+    assert max(seen) == 16 and sum(seen) == 1 + 90 + 50  # one image tries the extractor
 
 
 @pytest.mark.parametrize(
@@ -193,7 +269,7 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
         (["REAL", "--against", "REAL"], "put a pipeline first, or give --size"),
         (["MODEL", "--against", "REAL", "--size", "32"], "images of 16 pixels, not 32"),
         (["MODEL", "--against", "REAL", "--extractor", "vgg"], "no extractor is called 'vgg'"),
-        (["MODEL", "--against", "REAL", "--extractor", "REAL"], "cannot be read as TorchScript"),
+        (["MODEL", "--against", "REAL", "--extractor", "REAL"], "is no .onnx file"),
         (
             ["MODEL", "--against", "REAL", "--inception-weights", "none.pth"],
             "weights-inception-2015-12-05-6726825d.pth",
@@ -205,7 +281,7 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, arguments, words):
-    names = {"MODEL": "model", "REAL": "real.npz", "FEW": "few.npy", "FEATURES": "features.pt"}
+    names = {"MODEL": "model", "REAL": "real.npz", "FEW": "few.npy", "FEATURES": "features.onnx"}
     names = {key: str(place / file) for key, file in names.items()}
     done = CliRunner().invoke(app, ["evaluate", *(names.get(a, a) for a in arguments), "-o", str(tmp_path / "e")])
     assert isinstance(done.exception, SlimdpmError), done.exception

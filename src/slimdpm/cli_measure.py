@@ -42,7 +42,8 @@ def evaluate(
         bool, typer.Option("--compare", help="Several models: ratios to the first. More than one model implies it.")
     ] = False,
     extractor: Annotated[
-        str, typer.Option(help="inception, efficientnet-lite0 (no download), or a TorchScript or ONNX file.")
+        str,
+        typer.Option(help="inception, efficientnet-lite0 (no download), or an .onnx file: TorchScript is code."),
     ] = "inception",
     inception_weights: Annotated[Path | None, typer.Option(help="The weights' file, instead of a download.")] = None,
     reference_stats: Annotated[

@@ -36,7 +36,8 @@ from slimdpm.parallel import pick_device
 from slimdpm.profile import measure_model
 from slimdpm.report import machine_facts, put_analysis, template
 from slimdpm.run import RunFolder
-from slimdpm.sampling import sample_images
+from slimdpm.sampling import MOST_IMAGES, probe, sample_images
+from slimdpm.sharing import check_folder
 from slimdpm.sizes import Size, briefly
 from slimdpm.sources import open_source
 from slimdpm.teachers import Shell, load_pipeline, network_of, shell_of
@@ -91,11 +92,12 @@ def analyze(
     settings, display = settings or Settings(), display or Display()
     run = RunFolder(source) if (Path(source).expanduser() / "recipe.yaml").is_file() else None
     folder = Path(folder) if folder else run.analysis if run else Path("analysis")
-    if folder.exists() and not folder.is_dir():
-        raise SlimdpmError(f"{folder} is a file; give a folder for the figures")
+    check_folder(folder, "figures of slimdpm analyze", "sections.html")
     if settings.scheduler is None:
         settings = replace(settings, scheduler=run.recipe().samples.scheduler if run else "ddim")
-    networks, main = _load(source, run, compare, pick_device(settings.device))
+    if max(settings.count, settings.samples) > MOST_IMAGES:
+        raise SlimdpmError(f"so many images are too many: {MOST_IMAGES:,} at most")
+    networks, main = _load(source, run, compare, settings)
     shell = shell_of(networks[main])
     images, conditions = _real_images(against, shell, settings, display)
     sections = [_drawn(s) for s in _sections(networks, main, shell, images, conditions, settings, display)]
@@ -119,13 +121,14 @@ def analyze(
 
 
 def _load(
-    source: str, run: RunFolder | None, compare: Sequence[str], device: torch.device
+    source: str, run: RunFolder | None, compare: Sequence[str], settings: Settings
 ) -> tuple[dict[str, DiffusionPipeline], str]:
     """Pipelines by label: a run's teacher first if it has one to load, then the network itself, then the others.
 
     Also the label of the network itself.
     """
     networks: dict[str, DiffusionPipeline] = {}
+    device = pick_device(settings.device)
     label = Path(source).name or source
     recipe = run.recipe() if run else None
     if recipe is not None and recipe.task == "slim" and recipe.teacher:
@@ -141,6 +144,8 @@ def _load(
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {briefly(size)}" for name, size in sizes.items())
         raise SlimdpmError(f"the networks make images of different sizes: {listed}")
+    for name, pipeline in networks.items():
+        probe(pipeline, settings.scheduler, settings.steps, name)
     return {name: p.to(device) for name, p in networks.items()}, label
 
 

@@ -180,7 +180,6 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
         for first, last in missing:
             made = _make_images(images, folder, first, last, display)
             features, logits = extractor(made)
-            _check_finite(features, extractor, images)
             arrays: dict[str, Any] = (
                 {"features": features} if logits is None else {"features": features, "logits": logits}
             )
@@ -223,11 +222,6 @@ def _intact(file: Path, content: str, count: int, display: Display) -> bool:
         file.unlink()
         display.say(f"{error}: {file.name} is made again")
         return False
-
-
-def _check_finite(features: np.ndarray, extractor: Extractor, images: ImageSet) -> None:
-    if not np.isfinite(features).all():
-        raise SlimdpmError(f"the extractor {extractor.name} gives infinite or undefined features for {images.name}")
 
 
 def _write(path: Path, save: Callable[[Any], None], content: str, count: int) -> None:

@@ -24,11 +24,22 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and its standard error."""
+class Extrapolated:
+    """A value for infinitely many images; its standard error is `spread` times that of the value on all images."""
 
     value: float
-    error: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A statistic that is the mean of its values on parts of the images ``(P,)``."""
+
+    parts: np.ndarray
+
+    @property
+    def value(self) -> float:
+        return float(self.parts.mean())
 
 
 def moments(features: np.ndarray) -> Moments:
@@ -83,23 +94,23 @@ def jackknife_error(values: np.ndarray) -> float:
     return float(np.sqrt((len(values) - 1) * np.var(values)))
 
 
-def frechet_infinity(features: np.ndarray, reference: Moments, points: int = 8, seed: int = 0) -> Estimate:
+def frechet_infinity(features: np.ndarray, reference: Moments, points: int = 8, seed: int = 0) -> Extrapolated:
     """The Fréchet distance extrapolated to infinitely many images (Chong and Forsyth 2020).
 
     The bias falls as 1/N: a line through the distances of subsets of growing size, read off at 1/N = 0. It removes the
     bias of the evaluated images, not of the reference, which is whole each time.
 
-    Returns:
-        the intercept and its standard error from the fit.
+    The intercept is a sum of the distances with weights ``c_k``. To first order each distance moves by the mean
+    influence of its subset's images, so that image i counts with ``w_i = Σ_k c_k [i in subset k] / n_k`` in place of
+    ``1 / N``: the error grows by ``√(N Σ w_i²)``, and two models share as much of it as of the plain distance's.
     """
-    order = np.random.default_rng(seed).permutation(len(features))
-    sizes = np.linspace(max(len(features) // 2, 2), len(features), points).astype(int)
+    count = len(features)
+    order = np.random.default_rng(seed).permutation(count)
+    sizes = np.linspace(max(count // 2, 2), count, points).astype(int)
     distances = [frechet_distance(moments(np.asarray(features)[np.sort(order[:n])]), reference) for n in sizes]
-    design = np.stack([np.ones(points), 1 / sizes], axis=1)
-    solution, residual, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
-    variance = (float(residual[0]) if len(residual) else 0.0) / (points - 2)
-    covariance = variance * np.linalg.inv(design.T @ design)
-    return Estimate(float(solution[0]), float(np.sqrt(max(covariance[0, 0], 0.0))))
+    weights = np.linalg.pinv(np.stack([np.ones(points), 1 / sizes], axis=1))[0]  # (points,), sum 1
+    influence = ((np.arange(count) < sizes[:, None]) * (weights / sizes)[:, None]).sum(axis=0)  # (N,)
+    return Extrapolated(float(weights @ distances), float(np.sqrt(count * np.square(influence).sum())))
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ def precision_recall(
     return PrecisionRecall(precise, recalled)
 
 
-def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
+def inception_score(logits: np.ndarray, splits: int = 10) -> Parts:
     """``exp E KL(p(y|x) ‖ p(y))`` (Salimans et al. 2016), the mean over splits in the images' order.
 
     Args:
@@ -205,7 +216,7 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
         splits: parts that the images are cut into; fewer if there are fewer images.
 
     Returns:
-        the mean over the splits and its standard error.
+        the splits' scores.
     """
     scores = []
     for part in np.array_split(np.asarray(logits, np.float64), min(splits, len(logits))):
@@ -214,7 +225,7 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
         p = np.exp(log_p)
         log_marginal = np.log(p.mean(axis=0, keepdims=True) + np.finfo(np.float64).tiny)
         scores.append(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))
-    return Estimate(float(np.mean(scores)), float(np.std(scores) / np.sqrt(len(scores))))
+    return Parts(np.array(scores))
 
 
 def neighbour_radii(x: np.ndarray, k: int) -> np.ndarray:

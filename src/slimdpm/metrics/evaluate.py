@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from filelock import FileLock, Timeout
 
 from slimdpm.conditioning import Request
 from slimdpm.data import Decoder, Images, prepare_images
@@ -23,11 +24,12 @@ from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.metrics.reference import load_moments, save_moments
-from slimdpm.metrics.scores import Evaluation, score, tables
+from slimdpm.metrics.scores import FEWEST, Evaluation, check_count, check_moments, score, tables
 from slimdpm.parallel import pick_device, processes
 from slimdpm.report import machine_facts
-from slimdpm.sampling import make_scheduler
-from slimdpm.sizes import Size, briefly
+from slimdpm.sampling import MOST_IMAGES, probe
+from slimdpm.sharing import check_folder, claim
+from slimdpm.sizes import Size, briefly, sides
 from slimdpm.sources import Source, open_source
 from slimdpm.teachers import load_pipeline, shell_of
 
@@ -95,15 +97,25 @@ def evaluate(
             "nothing to measure against: give --against DATA, or --reference-stats FILE for the FID alone"
         )
     # All that can be wrong is found before anything is made.
+    if not FEWEST <= settings.count <= MOST_IMAGES:
+        raise SlimdpmError(f"{settings.count:,} images of each model: give {FEWEST} to {MOST_IMAGES:,}")
+    if processes().is_main_process:
+        check_folder(folder, "evaluation", "results.json", "*/images.json")
+    if write_moments is not None and write_moments.is_dir():
+        raise SlimdpmError(f"{write_moments} is a folder; give a file for the statistics")
     moments = load_moments(reference_moments) if reference_moments else None
     real_source = open_source(against) if against is not None else None
     place = pick_device(settings.device)
     opened, size, channels = _open_models(models, settings, place)
+    for label, data in {"real": real_source, **opened}.items():
+        if data is not None and not isinstance(data, DiffusionPipeline):
+            check_count(label, len(data))
     pipelines = {label: model for label, model in opened.items() if isinstance(model, DiffusionPipeline)}
     requests = {label: _request(pipeline, real_source, settings) for label, pipeline in pipelines.items()}
     extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
-    lock = _claim(folder)
-    try:
+    check_moments(moments, extractor(np.full((1, *sides(size), channels), 128, np.uint8))[0], extractor)
+    # Of the processes of one launch the first holds the folder against others.
+    with claim(folder) if processes().is_main_process else nullcontext():
         decode = partial(_decoded, Decoder(size, channels, "center", settings.interpolation), folder, settings, display)
         sets: list[ImageSet] = []
         for label, model in opened.items():
@@ -124,9 +136,6 @@ def evaluate(
             if write_moments is not None and real is not None:
                 save_moments(write_moments, distances.moments(real.features()))
         return result
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _request(pipeline: DiffusionPipeline, real: Source | None, settings: Settings) -> Request:
@@ -148,24 +157,6 @@ def _write(result: Evaluation, folder: Path) -> None:
     write_text(folder / "results.csv", lines.getvalue())
 
 
-def _claim(folder: Path) -> FileLock | None:
-    """Hold the folder against other evaluations; processes of one launch share it."""
-    if folder.exists() and not folder.is_dir():
-        raise SlimdpmError(f"{folder} is a file; give a folder for images and results")
-    if not processes().is_main_process:
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SlimdpmError(f"{folder} cannot be made: {error.strerror}") from None
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SlimdpmError(f"another evaluation is working in {folder}") from None
-    return lock
-
-
 def _open_models(
     models: Sequence[str], settings: Settings, place: Any
 ) -> tuple[dict[str, DiffusionPipeline | Source], Size, int]:
@@ -181,7 +172,7 @@ def _open_models(
             opened[label] = open_source(name)
             continue
         pipeline = load_pipeline(name).to(place)
-        make_scheduler(pipeline, settings.scheduler)
+        probe(pipeline, settings.scheduler, settings.steps, name)
         shell = shell_of(pipeline)
         if size is not None and shell.image_size != size:
             raise SlimdpmError(
@@ -210,7 +201,7 @@ def _is_data(name: str) -> bool:
     path = Path(name).expanduser()
     if path.suffix in (".npz", ".npy", ".tar") or name.startswith(("hf:", "demo:")):
         return name != "demo:teacher"
-    return path.is_dir() and not any((path / part / "model_index.json").exists() for part in (".", "student"))
+    return isdir(path) and not any((path / part / "model_index.json").exists() for part in (".", "student"))
 
 
 def _decoded(decoder: Decoder, folder: Path, settings: Settings, display: Display, source: Source) -> Images:
@@ -238,6 +229,6 @@ def _facts(settings: Settings, sets: list[Collected]) -> dict[str, Any]:
         "images": {c.name: len(c) for c in sets},
         "preprocessing": f"shrunk to cover the models' size ({settings.interpolation}, antialiased), center crop",
         "intervals": f"95 %, {settings.replicates} bootstrap draws of images and reference; of the images alone for "
-        "the Fréchet distances (jackknife of 10 groups, or the fit's error) and the Inception Score",
+        "the Fréchet distances and the Inception Score (10 groups)",
         "hardware": machine_facts(),
     }

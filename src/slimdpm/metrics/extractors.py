@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.images import on_white
 from slimdpm.metrics.inception import load_inception
 
 BUILT_IN = ("inception", "efficientnet-lite0")
+MOST_FEATURES = 8192  # of an image: their covariance has to fit a memory
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -55,26 +56,29 @@ class Extractor:
         images = on_white(images)
         if images.shape[-1] == 1:
             images = np.repeat(images, 3, axis=-1)
-        x = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2)  # channels_last
-        features, logits = self.network(x.float())
-        if features.ndim == 4:
-            features = features.mean(dim=(2, 3))
-        if features.ndim != 2 or len(features) != len(images):
-            raise SlimdpmError(
-                f"the extractor {self.name} gives a tensor of shape {tuple(features.shape)} for "
-                f"{len(images)} images; (N, D) or (N, D, H, W) is needed"
-            )
-        return features.float().cpu().numpy(), None if logits is None else logits.float().cpu().numpy()
+        with blamed(f"the extractor {self.name} fails"):
+            x = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2)  # channels_last
+            features, logits = self.network(x.float())
+            if features.ndim == 4:
+                features = features.mean(dim=(2, 3))
+            if features.ndim != 2 or len(features) != len(images) or features.shape[1] > MOST_FEATURES:
+                raise SlimdpmError(
+                    f"the extractor {self.name} gives a tensor of shape {tuple(features.shape)} for {len(images)} "
+                    f"images; (N, D) or (N, D, H, W) is needed, D at most {MOST_FEATURES:,}"
+                )
+            if not features.isfinite().all():
+                raise SlimdpmError(f"the extractor {self.name} gives infinite or undefined features")
+            return features.float().cpu().numpy(), None if logits is None else logits.float().cpu().numpy()
 
 
 def load_extractor(
     name: str = "inception", *, weights: Path | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """An extractor by name, or a TorchScript (.pt, .ts, .torchscript) or ONNX file by path.
+    """An extractor by name, or an ONNX file by path: it is data, unlike TorchScript, which can write files.
 
-    A file's network takes float32 ``(B, 3, H, W)`` of values 0 to 1 at the images' own size (an ONNX file with a fixed
-    size gets the images at that size, bicubic) and gives ``(B, D)``, or ``(B, D, h, w)`` which is averaged over its
-    positions; normalisation is its own business.
+    A file's network takes float32 ``(B, 3, H, W)`` of values 0 to 1 at the images' own size (one of a fixed size gets
+    the images at that size, bicubic) and gives ``(B, D)``, or ``(B, D, h, w)`` which is averaged over its positions;
+    normalisation is its own business.
 
     Args:
         name: one of `BUILT_IN`, or a path.
@@ -94,10 +98,11 @@ def load_extractor(
     path = Path(name).expanduser()
     if not path.is_file():
         raise SlimdpmError(f"no extractor is called {name!r}, and no such file: there are {', '.join(BUILT_IN)}")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    if path.suffix.lower() == ".onnx":
-        return Extractor(path.name, key, _onnx(path), torch.device("cpu"))
-    return Extractor(path.name, key, _torchscript(path, place), place)
+    if path.suffix.lower() != ".onnx":
+        raise SlimdpmError(f"{path} is no .onnx file; extractors are ONNX, for example by torch.onnx.export")
+    with blamed(f"{path} cannot be read"), path.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return Extractor(path.name, key, _onnx(path), torch.device("cpu"))
 
 
 def _efficientnet(device: torch.device) -> Network:
@@ -122,41 +127,26 @@ def _efficientnet(device: torch.device) -> Network:
     return run
 
 
-def _torchscript(path: Path, device: torch.device) -> Network:
-    try:
-        network = torch.jit.load(str(path), map_location=device).eval()
-    except Exception as error:  # the reader raises RuntimeError, ValueError and others for what is no TorchScript
-        line = str(error).strip().splitlines()[0]
-        raise SlimdpmError(f"{path} cannot be read as TorchScript ({line}); .onnx files are read as ONNX") from None
-    return lambda x: (_first(network(x / 255)), None)
-
-
 def _onnx(path: Path) -> Network:
     try:
         import onnxruntime
     except ImportError:
         raise SlimdpmError(f"{path} needs onnxruntime: pip install 'slimdpm[onnx]'") from None
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common class but this
-        raise SlimdpmError(f"{path} cannot be read as ONNX ({str(error).strip().splitlines()[0]})") from None
-    (given,) = session.get_inputs()
-    size = given.shape[-2:] if all(isinstance(side, int) for side in given.shape[-2:]) else None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is told by its exceptions
+    with blamed(f"{path} cannot be read as an ONNX network with one input of images (N, 3, H, W)"):
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        count, _, *size = given.shape
+        fixed = all(isinstance(length, int) for length in size)
 
     def run(x: Tensor) -> tuple[Tensor, None]:
-        if size is not None and list(x.shape[-2:]) != size:
-            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 255)
+        if fixed and x.shape[2:] != tuple(size):
+            x = F.interpolate(x, size=tuple(size), mode="bicubic", antialias=True).clamp(0, 255)
         array = (x / 255).contiguous().numpy()
-        if given.shape[0] == 1:  # exported for one image at a time
+        if count == 1:  # exported for one image at a time
             parts = [session.run(None, {given.name: array[i : i + 1]})[0] for i in range(len(array))]
             return torch.from_numpy(np.concatenate(parts)), None
         return torch.from_numpy(session.run(None, {given.name: array})[0]), None
 
     return run
-
-
-def _first(output: Any) -> Tensor:
-    """The first tensor of whatever a network gives."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output

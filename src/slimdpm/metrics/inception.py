@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed, first_line
 
 SIZE = 299
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -206,7 +206,8 @@ def load_inception(weights: Path | None = None) -> InceptionV3:
     path = weights if weights is not None else _downloaded()
     if not path.is_file():
         raise SlimdpmError(f"{path} does not exist; {_where()}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with blamed(f"{path} cannot be read"), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(SHA256_PREFIX):
         raise SlimdpmError(f"{path} is not the standard Inception file (SHA-256 {digest[:8]}...); {_where()}")
     with torch.device("meta"):
@@ -222,8 +223,8 @@ def _downloaded() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX, progress=False)
-        except (OSError, RuntimeError) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        except Exception as error:  # a connection breaks in many ways
+            reason = getattr(error, "reason", None) or first_line(error)
             raise SlimdpmError(f"the Inception weights cannot be downloaded ({reason}); {_where()}") from None
     return path
 

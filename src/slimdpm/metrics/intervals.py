@@ -99,9 +99,13 @@ def unbiased_distance(value: float, replicates: np.ndarray) -> Measured:
 def from_jackknife(value: float, without: np.ndarray, draws: Draws) -> Measured:
     """A statistic whose values without each group of images are known ``(G,)``: its pseudo-values are resampled."""
     groups = len(without)
-    pseudo = groups * value - (groups - 1) * without
-    spread = np.sqrt(groups / (groups - 1))  # so few groups are less spread than what they are drawn from
-    return Measured(value, value + (draws.groups @ pseudo - pseudo.mean()) * spread)
+    return from_parts(value, groups * value - (groups - 1) * without, draws)
+
+
+def from_parts(value: float, parts: np.ndarray, draws: Draws) -> Measured:
+    """A statistic that is the mean of parts ``(G,)``, one of each group of images."""
+    spread = np.sqrt(len(parts) / (len(parts) - 1))  # so few are less spread than what they are drawn from
+    return Measured(value, value + (draws.groups @ parts - parts.mean()) * spread)
 
 
 def table(measured: Mapping[str, Measured]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import atomic_file
 from slimdpm.metrics.distances import Moments
+from slimdpm.metrics.extractors import MOST_FEATURES
 
 
 def save_moments(path: Path, moments: Moments) -> None:
@@ -26,14 +27,16 @@ def load_moments(path: Path) -> Moments:
     """
     if not path.is_file():
         raise SlimdpmError(f"{path} does not exist")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError("it is a single array")
-        with loaded as archive:
-            mean, covariance = np.asarray(archive["mu"], np.float64), np.asarray(archive["sigma"], np.float64)
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-        raise SlimdpmError(f"{path} holds no mu and sigma as pytorch-fid writes them: {error}") from None
+    with blamed(f"{path} holds no mu and sigma as pytorch-fid writes them"):
+        with ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > 8 * MOST_FEATURES * (MOST_FEATURES + 1) + 2**20:
+            raise ValueError(f"it unpacks to {size:,} bytes, {MOST_FEATURES:,} features are the most")
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = arrays["mu"], arrays["sigma"]
+        if mean.dtype.kind not in "fiu" or covariance.dtype.kind not in "fiu":
+            raise ValueError(f"they are of the types {mean.dtype} and {covariance.dtype}")
+        mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise SlimdpmError(
             f"{path}: mu has the shape {mean.shape}, sigma {covariance.shape}; (D,) and (D, D) are needed"

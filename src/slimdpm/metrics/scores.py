@@ -13,7 +13,16 @@ from slimdpm.errors import SlimdpmError
 from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected
 from slimdpm.metrics.extractors import Extractor
-from slimdpm.metrics.intervals import Draws, Measured, draw, from_influence, from_jackknife, from_mean, table
+from slimdpm.metrics.intervals import (
+    Draws,
+    Measured,
+    draw,
+    from_influence,
+    from_jackknife,
+    from_mean,
+    from_parts,
+    table,
+)
 from slimdpm.metrics.sliced import patches, sliced_wasserstein
 from slimdpm.metrics.spectral import spectra, spectral_metrics
 
@@ -119,12 +128,11 @@ def score(
         display: where progress is shown.
 
     Raises:
-        SlimdpmError: if `moments` are of another network's features, or a set has fewer than `FEWEST` images.
+        SlimdpmError: if a set has fewer than `FEWEST` images.
     """
     display = display or Display()
     for c in [*collected, *([real] if real else [])]:
-        if len(c) < FEWEST:
-            raise SlimdpmError(f"{c.name} has {len(c)} images; {FEWEST} at least are needed")
+        check_count(c.name, len(c))
     extractor = collected[0].extractor
     if real is not None:
         features = real.features()
@@ -150,13 +158,28 @@ def score(
     return Evaluation(models, ratios, floor, _warnings(collected, real, extractor))
 
 
+def check_count(name: str, count: int) -> None:
+    """Raise a `SlimdpmError` for a set of so few images that nothing can be said of it."""
+    if count < FEWEST:
+        raise SlimdpmError(f"{name} has {count} images; {FEWEST} at least are needed")
+
+
+def check_moments(moments: distances.Moments | None, features: np.ndarray, extractor: Extractor) -> None:
+    """Raise a `SlimdpmError` for moments of other features than these ``(N, D)``."""
+    if moments is not None and moments.mean.shape != features.shape[1:]:
+        raise SlimdpmError(
+            f"the reference statistics have {len(moments.mean)} features, {extractor.name} has {features.shape[1]}: "
+            "they belong to another network"
+        )
+
+
 def _measure(c: Collected, reference: _Reference, draws: Draws, extractor: Extractor) -> dict[str, Measured]:
     """All metrics of one model."""
     result = _feature_metrics(c.features(), reference, draws, extractor)
     logits = c.logits()
     if logits is not None and extractor.name == "inception":
         score = distances.inception_score(logits)
-        result["Inception Score"] = _normal(score, draws)
+        result["Inception Score"] = from_parts(score.value, score.parts, draws)
     if reference.spectra is not None and reference.patches is not None:
         result |= spectral_metrics(spectra(c.batches()), reference.spectra, draws)
         result |= sliced_wasserstein(patches(c.batches()), reference.patches, draws)
@@ -168,17 +191,13 @@ def _feature_metrics(
 ) -> dict[str, Measured]:
     result: dict[str, Measured] = {}
     if reference.moments is not None:
-        if reference.moments.mean.shape != features.shape[1:]:
-            raise SlimdpmError(
-                f"the reference statistics have {len(reference.moments.mean)} features, "
-                f"{extractor.name} has {features.shape[1]}: they belong to another network"
-            )
         name = extractor.distance_name
         value = distances.frechet_distance(reference.moments, distances.moments(features))
         without = distances.frechet_jackknife(features, reference.moments)
         result[name] = from_jackknife(value, without, draws)
         infinity = distances.frechet_infinity(features, reference.moments)
-        result[f"{name}∞"] = _normal(infinity, draws)
+        moved = result[name].replicates - value  # as the same images move the plain distance
+        result[f"{name}∞"] = Measured(infinity.value, infinity.value + infinity.spread * moved)
     if reference.features is not None:
         kernel = distances.kernel_distance(features, reference.features, reference.kernel_means)
         influences = (kernel.influence, kernel.reference_influence)
@@ -191,12 +210,6 @@ def _feature_metrics(
 
 def _kernel_name(extractor: Extractor) -> str:
     return "KID" if extractor.name == "inception" else f"kernel distance ({extractor.name})"
-
-
-def _normal(estimate: distances.Estimate, draws: Draws) -> Measured:
-    """Replicates of a value of which only the standard error is known."""
-    noise = np.random.default_rng(0).standard_normal(len(draws.images))
-    return Measured(estimate.value, estimate.value + estimate.error * noise)
 
 
 def _floor(whole: _Reference, draws: Draws, extractor: Extractor) -> dict[str, Measured]:
