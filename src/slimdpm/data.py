@@ -11,22 +11,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slimdpm.cache.content import content_of, short
 from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import atomic_file, read_sealed, write_sealed
 from slimdpm.images import pixels, square, upright
+from slimdpm.loader import Loader
 from slimdpm.sizes import Size, sides
 from slimdpm.sources import Arrays, Source
-from slimdpm.stopping import leave_to_parent
 
 if TYPE_CHECKING:
     from slimdpm.cache.store import Store
@@ -200,7 +199,7 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
     """Decode every image, into the cache if there is one. Returns the broken ones: number to (name, reason)."""
     broken: dict[int, tuple[str, str]] = {}
     results = track(
-        _Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
+        Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
     )
     if squares_file is None:
         broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
@@ -215,47 +214,6 @@ def _decode_all(source, decoder, squares_file: Path | None, workers: int, track)
                 squares[i] = array
         squares.flush()
     return broken
-
-
-class _Loader(DataLoader):
-    """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator.
-
-    A `SlimdpmError` comes out of its processes as it was raised, without their tracebacks.
-    """
-
-    def __init__(self, dataset: Dataset, collate_fn: Callable = default_collate, **options: Any):
-        collate = partial(_first_error_or, collate_fn)
-        super().__init__(
-            _Caught(dataset), collate_fn=collate, generator=torch.Generator(), worker_init_fn=leave_to_parent, **options
-        )
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        with blamed("the processes that read images fail (data.workers=0 does without)"):
-            for item in super().__iter__():
-                if isinstance(item, SlimdpmError):
-                    raise item
-                yield item
-
-
-class _Caught(Dataset):
-    """A data set whose items may be errors."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except SlimdpmError as error:
-            return error
-
-
-def _first_error_or(collate: Callable, items: Any) -> Any:
-    found = items if isinstance(items, list) else [items]
-    return next((item for item in found if isinstance(item, SlimdpmError)), None) or collate(items)
 
 
 def _as_is(item):
@@ -364,7 +322,7 @@ def training_loader(
     """
     if stream.images.squares is not None or stream.images.latents is not None:
         workers = 0
-    return _Loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+    return Loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
 def to_model_range(array: Tensor) -> Tensor:

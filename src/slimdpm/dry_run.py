@@ -104,7 +104,8 @@ def lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "first weights", "the teacher's most important channels" if values["first_weights"] == "teacher" else "random"
     if recipe["task"] == "slim":
         yield from _rows("feature pairs", values["feature_pairs"] or ["none, the outputs only"])
-    yield "conditioning", (values["conditioning"] or "none").removeprefix("conditioning: ")
+    conditioning = (values["conditioning"] or "none").removeprefix("conditioning: ")
+    yield from _rows("conditioning", conditioning.splitlines())
     yield from _training(values)
     yield from _memory(values["memory"])
 

@@ -65,7 +65,12 @@ class HuggingFace:
         return f"{self.label}[{index}]"
 
     def identity(self) -> str:
-        return repr((self.label, self.column, len(self), getattr(self.dataset, "_fingerprint", "")))
+        first, files = self.rows[0][self.column], []
+        if (
+            isinstance(first, Mapping) and first["bytes"] is None
+        ):  # the images lie in files, of which it knows the paths
+            files = [_about(Path(row["path"])) for row in self.rows[self.column] if row and row["path"]]
+        return repr((self.label, self.column, len(self), getattr(self.dataset, "_fingerprint", ""), files))
 
     def labels(self) -> Labels | None:
         """Of the column with the classes; a `datasets.ClassLabel` brings names in an order of its own."""
@@ -77,6 +82,11 @@ class HuggingFace:
 
     def captions(self) -> list[Any] | None:
         return None if self.text_column is None else list(self.dataset[self.text_column])
+
+
+def _about(file: Path) -> tuple[str, int, int] | None:
+    stats = file.stat() if file.is_file() else None
+    return stats and (str(file), stats.st_size, stats.st_mtime_ns)
 
 
 def load_hugging_face(data: DataRecipe) -> HuggingFace:
