@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ from slimdpm.errors import SlimdpmError, first_line
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()  # processes are numbered by host
 _TEMPORARY = re.compile(rf"\..*\.tmp-(?:{_HOST}-)?(\d+)")  # those of earlier versions name no host
+_WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @contextmanager
@@ -175,6 +177,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise SlimdpmError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise SlimdpmError(f"{path} is damaged or no safetensors file ({error})") from None
+
+
+def check_weights(source: object, tensors: Mapping[str, Tensor]) -> None:
+    """Those of a network: floating-point numbers that are finite in single precision.
+
+    Raises:
+        SlimdpmError: with the name of the first that is something else.
+    """
+    most = torch.finfo(torch.float32).max
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _WEIGHTS:
+            raise SlimdpmError(f"{source}: {name} is of {tensor.dtype}, and no weight of the network")
+        if tensor.numel() and not tensor.is_meta:
+            least, largest = tensor.detach().aminmax()  # both are nan if one number is
+            if not (least >= -most and largest <= most):
+                raise SlimdpmError(f"{source}: {name} holds numbers that are not finite")
 
 
 @contextmanager

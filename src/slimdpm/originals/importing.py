@@ -9,12 +9,14 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from slimdpm.errors import SlimdpmError
 from slimdpm.files import atomic_folder
 from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
 from slimdpm.originals.reading import read_tensors
-from slimdpm.originals.settings import LatentDiffusionParams, read_settings
+from slimdpm.originals.settings import LatentDiffusionParams, Scale, read_settings
 from slimdpm.originals.unet import unet_config, unet_sources
 from slimdpm.originals.weights import Weights
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
@@ -96,20 +98,27 @@ def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> P
             something else; weights that do not belong to it, which are listed.
     """
     settings = read_settings(config)
-    weights = Weights(read_tensors(checkpoint))
+    weights = Weights(checkpoint, read_tensors(checkpoint))
     ema = ema and any(name.startswith(AVERAGES) for name in weights.left)
     parts = _outline(settings)
     weights.fill(parts.unet, unet_sources(settings.unet_config.params), UNET, ema=ema)
     if settings.scale_by_std:  # measured on the first batch of training, so it lies among the weights
         measured = weights.take("scale_factor")
         if measured is not None:
-            parts.autoencoder.register_to_config(scaling_factor=float(measured))
+            parts.autoencoder.register_to_config(scaling_factor=_scale(measured, checkpoint))
     ddconfig = settings.first_stage_config.params.ddconfig
     weights.fill(parts.autoencoder, autoencoder_sources(ddconfig), "first_stage_model.")
     if parts.class_embedder is not None:
         weights.fill(parts.class_embedder, {"embedding": "embedding"}, "cond_stage_model.")
     weights.check(IGNORED if ema else (*IGNORED, AVERAGES), f"{checkpoint} does not belong to {config}")
     return replace(parts, ema=ema)
+
+
+def _scale(measured: Tensor, checkpoint: Path) -> float:
+    try:
+        return TypeAdapter(Scale).validate_python(measured.tolist())
+    except ValidationError as error:
+        raise SlimdpmError(f"{checkpoint}: scale_factor: {error.errors()[0]['msg']}") from None
 
 
 def outline(config: Path) -> Parts:

@@ -11,8 +11,10 @@ other name is refused.
 from __future__ import annotations
 
 import re
+import tarfile
 import warnings
 import zipfile
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,18 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from slimdpm.errors import SlimdpmError
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import load_tensors
 
 # Whose names a training loop leaves beside the weights: callbacks' states, hyperparameters, best scores, paths.
 INERT_PACKAGES = frozenset(
     {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf", "numpy", "pathlib"}
 )
+
+_NAMES = 16 * 2**20  # bytes of the pickle that names the tensors; published files have less than one
+_UNPACKED = (
+    64 * 2**20
+)  # bytes that any zip may unpack to, and a larger file to 20 times its size: weights hardly shrink
 
 
 class _Inert:
@@ -46,22 +53,33 @@ class _Inert:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors of a ``.safetensors`` or ``.ckpt`` file, on the CPU; of a training's, its ``state_dict``.
 
-    A zipped ``.ckpt`` (PyTorch 1.6 and later) is mapped into memory, so that optimizer states cost nothing.
+    A zipped ``.ckpt`` (PyTorch 1.6 and later) is mapped into memory, so that optimizer states cost nothing. One that is
+    compressed cannot be mapped and is read whole. Checksums are verified.
 
     Raises:
-        SlimdpmError: if it is missing, cut short, no checkpoint, or wants more than tensors; nothing of it was run.
+        SlimdpmError: if it is missing, damaged, no checkpoint, or wants more than tensors; nothing of it was run.
     """
-    if not path.is_file():
-        raise SlimdpmError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    with blamed(f"{path} cannot be read"):
+        if not path.is_file():
+            raise SlimdpmError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+        with path.open("rb") as file:
+            start = file.read(tarfile.BLOCKSIZE)
     if path.suffix == ".safetensors":
         return load_tensors(path)
-    saved = _unpickle(path)
+    if _is_tar(start):
+        raise SlimdpmError(f"{path} is a tar of the days before PyTorch 1.0 and is not read")
+    records = _verified(path) if zipfile.is_zipfile(path) else []
+    saved = _unpickle(path, mmap=bool(records) and all(r.compress_type == zipfile.ZIP_STORED for r in records))
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
     if not isinstance(tensors, dict) or not tensors:
         raise SlimdpmError(f"{path} holds no state_dict")
-    others = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    others = [str(name) for name, value in tensors.items() if not _holds_numbers(value)]
     if others:
         raise SlimdpmError(f"{path} is no checkpoint of a network: {others[0]} is no tensor")
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors.values())}
+    # Mapped memory has no borders: a storage that is longer than its record would go on in the next one.
+    if records and Counter(filter(None, storages.values())) - Counter(record.file_size for record in records):
+        raise SlimdpmError(f"{path} is damaged: its tensors are not of the sizes of its records")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
@@ -80,11 +98,45 @@ def inert_globals(path: Path) -> AbstractContextManager:
     return safe_globals([_stand_in(name) for name in names])
 
 
-def _unpickle(path: Path) -> Any:
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a tensor in memory, and not sparse, quantised or without numbers."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and not value.is_quantized
+
+
+def _is_tar(start: bytes) -> bool:
+    """PyTorch would unpack it to the disk, with whatever links and pipes are in it."""
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _verified(path: Path) -> list[zipfile.ZipInfo]:
+    """The records of a zip whose checksums are right: PyTorch looks at none.
+
+    Raises:
+        SlimdpmError: if one is wrong, or if they would fill the memory.
+    """
+    with blamed(f"{path} is damaged"), zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > max(_UNPACKED, 20 * path.stat().st_size):
+            raise SlimdpmError(f"{path} is refused: it would unpack to more than 20 times its size")
+        for record in records:
+            if record.filename.endswith("data.pkl") and record.file_size > _NAMES:
+                raise SlimdpmError(f"{path} is refused: its {record.filename} has {record.file_size:,} bytes")
+            with archive.open(record) as stream:
+                while stream.read(2**24):
+                    pass
+    return records
+
+
+def _unpickle(path: Path, *, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings(), inert_globals(path):
             warnings.simplefilter("ignore")  # about the pickle's protocol: the error says enough
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except SlimdpmError:
         raise
     except Exception as error:  # a damaged file fails in the archive, the unpickler or the storages

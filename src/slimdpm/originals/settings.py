@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slimdpm.documents import read_yaml
 from slimdpm.errors import SlimdpmError
 
 GROUPS = 32  # of every normalisation: the original has no setting for it
+
+# What the settings can be at most, many times what any published network has: a network is built before its weights
+# are compared with it.
+Layers = Annotated[int, Field(ge=1, le=8)]
+Width = Annotated[int, Field(ge=1, le=8192)]  # channels, heads, pixels
+Rows = Annotated[int, Field(ge=1, le=2**20)]  # of an embedding
+Levels = Annotated[list[Annotated[int, Field(ge=1, le=32)]], Field(min_length=1, max_length=8)]
+Resolutions = Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(max_length=32)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
+Scale = Annotated[float, Field(gt=1e-4, lt=1e4)]
 
 
 class _Architecture(BaseModel):
@@ -36,22 +47,22 @@ class UNetParams(_Architecture):
     `attention_resolutions` are factors of downsampling, not sizes. Either `num_heads` or `num_head_channels` is given.
     """
 
-    image_size: int
-    in_channels: int
-    out_channels: int
-    model_channels: int
-    num_res_blocks: int
-    attention_resolutions: list[int]
-    channel_mult: list[int] = Field(default=[1, 2, 4, 8], min_length=1)
-    dropout: float = 0.0
+    image_size: Width
+    in_channels: Width
+    out_channels: Width
+    model_channels: Width
+    num_res_blocks: Layers
+    attention_resolutions: Resolutions
+    channel_mult: Levels = [1, 2, 4, 8]
+    dropout: Share = 0.0
     num_heads: int = -1
     num_head_channels: int = -1
     use_scale_shift_norm: bool = False
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     use_spatial_transformer: bool = False
-    transformer_depth: int = 1
-    context_dim: int | None = None
+    transformer_depth: Layers = 1
+    context_dim: Width | None = None
     # Ways of computing the same:
     use_checkpoint: bool = False
     use_fp16: bool = False
@@ -85,15 +96,15 @@ class AutoencoderParams(_Architecture):
     """``ddconfig``: the arguments of ``model.Encoder`` and ``model.Decoder``."""
 
     double_z: bool = True
-    z_channels: int
-    resolution: int
-    in_channels: int
-    out_ch: int
-    ch: int
-    ch_mult: list[int] = Field(default=[1, 2, 4, 8], min_length=1)
-    num_res_blocks: int
-    attn_resolutions: list[int]
-    dropout: float = 0.0
+    z_channels: Width
+    resolution: Width
+    in_channels: Width
+    out_ch: Width
+    ch: Width
+    ch_mult: Levels = [1, 2, 4, 8]
+    num_res_blocks: Layers
+    attn_resolutions: Resolutions
+    dropout: Share = 0.0
     # Other networks:
     resamp_with_conv: Literal[True] = True
     use_linear_attn: Literal[False] = False
@@ -103,16 +114,16 @@ class AutoencoderParams(_Architecture):
 
 
 class FirstStageParams(_Training):
-    embed_dim: int
-    n_embed: int | None = None  # of the codebook; a KL autoencoder has none
+    embed_dim: Width
+    n_embed: Rows | None = None  # of the codebook; a KL autoencoder has none
     ddconfig: AutoencoderParams
     remap: None = None
     use_ema: Literal[False] = False
 
 
 class ClassEmbedderParams(_Training):
-    embed_dim: int
-    n_classes: int = 1000
+    embed_dim: Width
+    n_classes: Rows = 1000
 
 
 class UNetConfig(_Training):
@@ -136,10 +147,10 @@ class LatentDiffusionParams(_Training):
     unet_config: UNetConfig
     first_stage_config: FirstStageConfig
     cond_stage_config: ClassEmbedderConfig | Literal["__is_unconditional__"]
-    timesteps: int = 1000
-    linear_start: float = 1e-4
-    linear_end: float = 2e-2
-    scale_factor: float = 1.0
+    timesteps: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    linear_start: Beta = 1e-4
+    linear_end: Beta = 2e-2
+    scale_factor: Scale = 1.0
     scale_by_std: bool = False
     # Other processes, and embedded labels that are not fed to attention:
     beta_schedule: Literal["linear"] = "linear"
@@ -169,8 +180,8 @@ def read_settings(file: Path) -> LatentDiffusionParams:
     Raises:
         SlimdpmError: with one line about the first thing that is missing or not supported.
     """
-    values = _read_yaml(file)
-    model = values.get("model")
+    values = read_yaml(file)
+    model = values.get("model") if isinstance(values, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(model.get("params"), Mapping):
         raise SlimdpmError(f"{file} is no config of latent-diffusion: it has no model.params")
     for key, known in TARGETS.items():
@@ -198,6 +209,12 @@ def _check(settings: LatentDiffusionParams, file: Path) -> None:
             raise SlimdpmError(f"{file}: {name} is {channels}, and not a multiple of the {GROUPS} norm groups")
     if unet.use_spatial_transformer and unet.resblock_updown:
         raise SlimdpmError(f"{file}: resblock_updown with use_spatial_transformer is not supported")
+    latents = first.params.embed_dim
+    if not unet.in_channels == unet.out_channels == latents:
+        raise SlimdpmError(
+            f"{file}: in_channels {unet.in_channels} and out_channels {unet.out_channels} of the U-Net are not the "
+            f"autoencoder's embed_dim {latents}"
+        )
     context = settings.class_embedder.embed_dim if settings.class_embedder else None
     if unet.context_dim != context or unet.use_spatial_transformer != (context is not None):
         raise SlimdpmError(
@@ -207,23 +224,6 @@ def _check(settings: LatentDiffusionParams, file: Path) -> None:
         raise SlimdpmError(f"{file}: a {first.target.rpartition('.')[2]} needs n_embed, the size of its codebook")
     if "KL" in first.target and first.params.embed_dim != first.params.ddconfig.z_channels:
         raise SlimdpmError(f"{file}: a KL autoencoder whose embed_dim differs from z_channels is not supported")
-
-
-def _read_yaml(file: Path) -> Mapping[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SlimdpmError(f"{file} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlimdpmError(f"{file} cannot be read: {error}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise SlimdpmError(f"{file} is refused: it asks for more than data ({error.problem})") from None
-    except yaml.YAMLError as error:
-        where = f" (line {mark.line + 1})" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise SlimdpmError(f"{file} is no valid YAML{where}") from None
-    if not isinstance(values, Mapping):
-        raise SlimdpmError(f"{file} is no config of latent-diffusion: it has no model.params")
-    return values
 
 
 def _at(values: Any, key: str) -> Any:

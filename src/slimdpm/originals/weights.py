@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.errors import SlimdpmError
+from slimdpm.files import check_weights
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,26 @@ class Weights:
     """A checkpoint's tensors, and which of them have found their place.
 
     Attributes:
+        source: the file that they are from.
         tensors: by original name.
         left: names that nothing has asked for yet.
         missing: names that were asked for and are not there.
         misshapen: names whose tensors fit no parameter of ours, with both shapes.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, source: object, tensors: Mapping[str, Tensor]):
+        self.source = source
         self.tensors = tensors
         self.left = dict.fromkeys(tensors)
         self.missing: list[str] = []
         self.misshapen: list[str] = []
 
     def fill(self, model: nn.Module, sources: Sources, prefix: str, *, ema: bool = False) -> None:
-        """Give a network on the meta device its weights in float32, those under `prefix`, or their running averages."""
+        """Give a network on the meta device its weights in float32, those under `prefix`, or their running averages.
+
+        Raises:
+            SlimdpmError: for a tensor of the right shape that holds something else than finite weights.
+        """
         filled = {}
         for name, parameter in model.state_dict().items():
             module, _, leaf = name.rpartition(".")
@@ -66,6 +73,7 @@ class Weights:
             if _without_ones(tensor.shape) != _without_ones(parameter.shape):  # a 1x1 convolution is a linear layer
                 self.misshapen.append(f"{prefix}{original} {tuple(tensor.shape)} for {tuple(parameter.shape)}")
                 continue
+            check_weights(self.source, {prefix + original: tensor})
             filled[name] = tensor.reshape(parameter.shape).to(torch.float32, copy=True)
         if len(filled) == len(model.state_dict()):
             model.load_state_dict(filled, assign=True)
