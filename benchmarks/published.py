@@ -2,9 +2,9 @@
 
     python benchmarks/published.py [PART_OF_A_HUB_ID ...]
 
-Each is made twice, in the layout of its repository: at full size without weights, for a dry run; and with fewer channels,
-layers and pixels and random weights, which is slimmed for two steps, sampled, and loaded by diffusers alone in another
-process. Nothing is downloaded. Takes some minutes on two cores.
+Each is made twice, in the layout of its repository: at full size without weights, for a dry run; and with fewer
+channels, layers and pixels and random weights, which is slimmed for two steps, sampled, and loaded by diffusers in
+another process. Nothing is downloaded. Takes some minutes on two cores.
 """
 
 from __future__ import annotations

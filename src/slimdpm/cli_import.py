@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ def import_(
     """
     from slimdpm.originals import import_checkpoint, import_single_file
 
-    if Path(config).is_file() or config.endswith((".yaml", ".yml")):
+    if os.path.isfile(config) or config.endswith((".yaml", ".yml")):
         parts = import_checkpoint(checkpoint, Path(config), output, ema=ema)
         averages = "" if parts.ema or not ema else ", which has no averaged weights"
         _print(f"{output}: the {'averaged' if parts.ema else 'trained'} weights of {checkpoint}{averages}")

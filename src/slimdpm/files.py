@@ -30,6 +30,7 @@ from slimdpm.errors import SlimdpmError, first_line
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()  # processes are numbered by host
 _TEMPORARY = re.compile(rf"\..*\.tmp-(?:{_HOST}-)?(\d+)")  # those of earlier versions name no host
+_BUFFERS = ("position_ids", "attn_mask", "num_updates")  # how names end that are no weights
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -65,6 +66,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """Raise `SlimdpmError` if a file or folder of this name is there."""
+    with explained(path):
+        if path.exists():
+            raise SlimdpmError(f"{path} exists already: give another folder or remove it")
 
 
 def remove_leftovers(folder: Path, name: str = "*", *, locked: bool = False) -> None:
@@ -187,6 +195,8 @@ def check_weights(source: object, tensors: Mapping[str, Tensor]) -> None:
     """
     most = torch.finfo(torch.float32).max
     for name, tensor in tensors.items():
+        if name.endswith(_BUFFERS):
+            continue
         if tensor.dtype not in _WEIGHTS:
             raise SlimdpmError(f"{source}: {name} is of {tensor.dtype}, and no weight of the network")
         if tensor.numel() and not tensor.is_meta:

@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError, blamed, first_line
+from slimdpm.files import check_weights, load_tensors
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
@@ -294,6 +295,9 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
         )
     if variants and None not in variants:  # half precision only, say
         dtype.setdefault("variant", min(variants))
+    for name in files:
+        if (match := _WEIGHTS.fullmatch(name)) and match[1] == dtype.get("variant"):
+            check_weights(folder / name, load_tensors(folder / name))
     with blamed(f"{folder} cannot be loaded"), _quiet():  # a damaged file fails in the reader or the constructor
         model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **dtype)
     missing = [*info["missing_keys"], *info["unexpected_keys"]]

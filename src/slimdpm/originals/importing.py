@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_folder
+from slimdpm.files import atomic_folder, check_new
 from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
 from slimdpm.originals.reading import read_tensors
 from slimdpm.originals.settings import LatentDiffusionParams, Scale, read_settings
@@ -82,8 +82,7 @@ def import_checkpoint(checkpoint: Path, config: Path, output: Path, *, ema: bool
     Raises:
         SlimdpmError: as `convert_checkpoint`, or if `output` exists. Nothing is half-written.
     """
-    if output.exists():
-        raise SlimdpmError(f"{output} exists already: give another folder or remove it")
+    check_new(output)
     parts = convert_checkpoint(checkpoint, config, ema=ema)
     with atomic_folder(output) as folder:
         parts.pipeline().save_pretrained(folder, safe_serialization=True)
