@@ -17,7 +17,7 @@ LARGEST = 64 * 2**20  # bytes of a file that is read whole
 _YAML = 2**20  # bytes of a YAML: its parser takes a second for each of them
 _NODES = 20_000  # of a YAML, an alias counted as often as it stands there
 _DEPTH = 40
-_DIGITS = 30  # of a whole number
+_DIGITS = 32  # of a whole number; tokenizers without a longest text write 10³⁰
 
 
 def read_bytes(file: Path, most: int = LARGEST, name: str = "") -> bytes:
