@@ -7,7 +7,6 @@
 The method is Spectral Diffusion, from "Diffusion Probabilistic Model Made Slim" (CVPR 2023, arXiv 2211.17106).
 """
 
-from slimdpm import _start  # noqa: F401 - first of all
 from slimdpm.api import slim, train
 from slimdpm.conditioning import Request
 from slimdpm.errors import SlimdpmError

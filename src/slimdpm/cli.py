@@ -324,25 +324,24 @@ def _options(
 def main() -> None:
     """The entry point: whatever goes wrong is one line. A user's mistake exits with 2, a stop like its signal."""
     from slimdpm.parallel import leave
-    from slimdpm.stopping import Interrupted, Stopped, interruptible
+    from slimdpm.stopping import Stopped, interruptible
 
     arguments = [word for word in sys.argv[1:] if word != _TRACEBACK]
+    received = interruptible()
     try:
-        interruptible()
         _silence_libraries()
         code = app(arguments, prog_name="slimdpm", standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except Stopped as stopped:
         code = _told(str(stopped), 128 + stopped.signal)
-    except Interrupted as stop:
-        code = _told("stopped", 128 + stop.signal)
-    except KeyboardInterrupt:  # the second one while a run was stopping
-        code = _told("stopped", 130)
-    except Exception as error:
-        if _TRACEBACK in sys.argv:
+    except (Exception, KeyboardInterrupt) as error:
+        if received or isinstance(error, KeyboardInterrupt):  # an interrupted import is any error at all
+            code = _told("stopped", 128 + (received or [2])[0])
+        elif _TRACEBACK in sys.argv:
             raise
-        code = _told(*_explained(error))
+        else:
+            code = _told(*_explained(error))
     finally:
         leave()
     sys.exit(code)

@@ -122,18 +122,14 @@ def read_sealed(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
     digest = values.pop("digest", None) if isinstance(values, dict) else None
     if digest is None or digest != _seal(path.name, values):
         raise SlimdpmError(f"{path} is damaged or of an earlier version")
-    digests = values["files"]
-    files = [path.with_name(name) for name in digests]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise SlimdpmError(f"{missing} is missing")
+    files = [path.with_name(name) for name in values["files"]]
     try:
-        found = list(_digests(files))
+        digests = [digest.hex()[:32] for digest in _digests(files)]
     except OSError as error:
         raise SlimdpmError(f"{error.filename} cannot be read: {first_line(error)}") from None
-    damaged = [file for file, digest in zip(files, found, strict=True) if digest.hex()[:32] != digests[file.name]]
-    if damaged:
-        raise SlimdpmError(f"{damaged[0]} is damaged: its content is not what was written")
+    for file, digest in zip(files, digests, strict=True):
+        if digest != values["files"][file.name]:
+            raise SlimdpmError(f"{file} is damaged: its content is not what was written")
     return values
 
 

@@ -38,22 +38,17 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-class Interrupted(BaseException):
-    """A command is to end at once. No `KeyboardInterrupt`: click would say something of its own."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.signal = number
-
-
-def interruptible() -> None:
-    """For a command: from now on Ctrl-C and SIGTERM raise `Interrupted`."""
+def interruptible() -> list[int]:
+    """For a command: SIGTERM interrupts it as Ctrl-C does. Returns where the numbers of those that come are put."""
+    received: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        raise Interrupted(number)
+        received.append(number)
+        raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
+    return received
 
 
 def leave_to_parent(worker: int) -> None:
