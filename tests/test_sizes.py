@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, CLASSES, NAMES, TINY, TRIAL, class_pipeline, latent_pipeline, text_pipeline
+from conftest import (
+    AUTOENCODER,
+    CLASSES,
+    NAMES,
+    TINY,
+    TRIAL,
+    class_pipeline,
+    latent_pipeline,
+    text_pipeline,
+    xl_pipeline,
+)
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -22,11 +32,12 @@ from typer.testing import CliRunner
 from slimdpm import ClassConditionalLDMPipeline
 from slimdpm.analysis.spectrum import radial_spectrum, ring_powers
 from slimdpm.cli import app
-from slimdpm.conditioning import conditioning_of
+from slimdpm.conditioning import Request, conditioning_of
 from slimdpm.data import Decoder, prepare_images
 from slimdpm.errors import SlimdpmError
 from slimdpm.images import on_white, pixels, square, upright
 from slimdpm.job import plan_job, run_job
+from slimdpm.losses import frequency_loss, spectral_weight
 from slimdpm.metrics.evaluate import Settings, evaluate
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.metrics.sliced import laplacian_pyramid, patches
@@ -125,6 +136,19 @@ def test_spectra_of_rectangles():
     assert np.unique(patches([ramp])[16][..., 0]).size == 64 - 7 + 1
 
 
+def test_losses_of_rectangles():
+    """The half plane of the transform against the whole one in float64."""
+    x0, a, b = torch.randn(3, 2, 4, 10, 14).unbind()
+    weight = spectral_weight(x0, (5, 7), resize="area")
+    whole = torch.fft.fft2(torch.nn.functional.interpolate(x0.double(), (5, 7), mode="area"), norm="ortho")
+    omega = whole.abs().square().mean(dim=1, keepdim=True).rsqrt()
+    omega = omega / omega.mean(dim=(-2, -1), keepdim=True)
+    torch.testing.assert_close(weight.double(), omega[..., :4], rtol=1e-4, atol=1e-6)
+    a, b = a[..., :5, :7], b[..., :5, :7]
+    expected = (omega * torch.fft.fft2((a - b).double(), norm="ortho").abs().square()).mean()
+    torch.testing.assert_close(frequency_loss([(a, b)], [weight]).double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_rectangular_pixel_teacher(tmp_path):
     job = planned(pixel_pipeline(**WIDE), PHOTOS[..., :3])
     assert job.shell.image_size == (48, 64) and job.recipe.data.size == (48, 64)
@@ -181,9 +205,15 @@ def test_images_that_the_teacher_makes_have_the_run_s_size(tmp_path):
 
 
 def test_text_is_told_the_run_s_height_and_width(tmp_path):
-    pipeline = text_pipeline(tmp_path)
+    pipeline = xl_pipeline(tmp_path)
     text = conditioning_of(pipeline, pipeline.unet, 16).sized((16, 24))
-    assert text.size == (16, 24)
+    given = text.sampling_inputs(range(1), Request(prompts=["a"], guidance=1), torch.device("cpu")).given
+    told = pipeline._get_add_time_ids((16, 24), (0, 0), (16, 24), torch.float32, text_encoder_projection_dim=10)
+    torch.testing.assert_close(given["added_cond_kwargs"]["time_ids"], told)
+
+
+def test_cross_attention_copes_with_odd_sizes(tmp_path):
+    pipeline = text_pipeline(tmp_path)
     # U-Nets with cross-attention bring back odd sizes, gated students as well.
     Image.fromarray(PHOTOS[0]).save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "abc"}\n')
