@@ -230,8 +230,8 @@ def test_what_can_be_known_is_said_before_anything_is_made(place, tmp_path, monk
         run(place, tmp_path / "e", models=("model", "few.npy"))
     with pytest.raises(SlimdpmError, match=r"model: DDPMScheduler cannot take 2000 steps \(1000 work\)"):
         run(place, tmp_path / "e", steps=2000)
-    with pytest.raises(SlimdpmError, match="1,000,000,000,000 images of each model: give 10 to 1,000,000"):
-        run(place, tmp_path / "e", count=10**12)
+    with pytest.raises(SlimdpmError, match="each model has 9 images; 10 at least"):
+        run(place, tmp_path / "e", count=9)
     with pytest.raises(SlimdpmError, match="is a folder; give a file"):
         evaluate([str(place / "model")], str(place / "real.npz"), tmp_path / "e", write_moments=tmp_path)
     assert not (tmp_path / "e").exists()

@@ -203,8 +203,6 @@ def test_pictures_are_not_mixed_with_other_files(tmp_path, teacher_folder):
     for device in ("abacus", "meta", "hpu", "cuda:99999999999", ""):
         with pytest.raises(SlimdpmError, match=f"device '{device}' is not to be had here"):
             write_samples(str(teacher_folder), tmp_path / "new", count=1, device=device)
-    with pytest.raises(SlimdpmError, match="images are too many"):
-        write_samples(str(teacher_folder), tmp_path / "new", count=10**12, steps=1, device="cpu")
     assert not (tmp_path / "new").exists()
 
 

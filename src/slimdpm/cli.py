@@ -132,7 +132,7 @@ def train(
 @app.command()
 def sample(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")] = 16,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**6, help="How many images.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 50,
     scheduler: Annotated[
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")

@@ -37,7 +37,7 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Run folders, diffusers folders, hub ids; or folders of samples."),
     ],
     against: Annotated[str | None, typer.Option(help="The real images: folder, .tar, .npz, .npy or hf:NAME.")] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=10, help="Images of each model.")] = 10_000,
+    count: Annotated[int, typer.Option("-n", "--count", min=10, max=10**6, help="Images of each model.")] = 10_000,
     compare: Annotated[
         bool, typer.Option("--compare", help="Several models: ratios to the first. More than one model implies it.")
     ] = False,
@@ -130,8 +130,8 @@ def analyze(
     compare: Annotated[
         list[str] | None, typer.Option(help="A further network for the comparison of sizes; may be repeated.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=2, help="Real images for the spectrum.")] = 1000,
-    samples: Annotated[int, typer.Option(min=2, help="Images of each network.")] = 64,
+    count: Annotated[int, typer.Option("-n", "--count", min=2, max=10**6, help="Real images for the spectrum.")] = 1000,
+    samples: Annotated[int, typer.Option(min=2, max=10**6, help="Images of each network.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 25,
     scheduler: Annotated[
         str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the run's, or ddim]")

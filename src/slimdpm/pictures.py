@@ -23,7 +23,7 @@ from slimdpm.images import grid, picture, pixels
 from slimdpm.parallel import pick_device
 from slimdpm.results import save_picture, zoom_for
 from slimdpm.run import RunFolder
-from slimdpm.sampling import MOST_IMAGES, make_scheduler, probe, sample_batches
+from slimdpm.sampling import make_scheduler, probe, sample_batches
 from slimdpm.sharing import check_folder, claim
 from slimdpm.teachers import load_pipeline, network_of, shell_of
 
@@ -62,8 +62,6 @@ def write_samples(
     request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
     conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
     probe(pipeline, scheduler, steps)
-    if count > MOST_IMAGES:
-        raise SlimdpmError(f"{count:,} images are too many: {MOST_IMAGES:,} at most")
     settings = {
         "network": fingerprint(network_of(pipeline)),
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,

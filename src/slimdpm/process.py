@@ -59,11 +59,7 @@ class Process:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def check(self) -> None:
-        """That it is a process at all.
-
-        Raises:
-            SlimdpmError: if ``ᾱ_t`` are no list of numbers between 0 and 1.
-        """
+        """Raise a `SlimdpmError` if ``ᾱ_t`` are no list of numbers between 0 and 1."""
         if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod <= 1)).all():
             raise SlimdpmError("the scheduler's betas are no noise schedule: numbers between 0 and 1 are needed")
 

@@ -41,8 +41,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # One draws noise for the whole batch from no generator of ours, the other belongs to networks of another process.
 _UNFIT = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
-MOST_STEPS, MOST_IMAGES = 10_000, 1_000_000
-_WORKING: set[str] = set()  # what was tried: some schedulers take seconds for many steps
+MOST_STEPS = 10_000
 
 
 def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any:
@@ -72,20 +71,12 @@ def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any
 def probe(pipeline: DiffusionPipeline | Shell, scheduler: str | None, steps: int, what: str = "steps") -> None:
     """Try a scheduler with so many steps, on one pixel of noise: what cannot work is told before anything is made.
 
-    Args:
-        pipeline: the pipeline, or its shell.
-        scheduler: see `make_scheduler`.
-        steps: of it.
-        what: is at fault, for people.
-
     Raises:
-        SlimdpmError: if they do not work together, with a number of steps that does.
+        SlimdpmError: if they do not work together, with `what` is at fault and a number of steps that works.
     """
     made = make_scheduler(pipeline, scheduler)
-    tried = repr((type(made), made.config, steps))
-    reason = None if tried in _WORKING else _failure(made, steps)
+    reason = _failure(made, steps)
     if reason is None:
-        _WORKING.add(tried)
         return
     trained = len(made.alphas_cumprod)
     others = (*range(steps + 1, 10), trained, trained - 1)
@@ -203,14 +194,9 @@ def denoise(
     steps: int,
     generators: list[torch.Generator],
 ) -> torch.Tensor:
-    """The reverse process from noise ``(B, C, H, W)`` of unit variance to clean samples; see `probe` for its errors.
+    """The reverse process from noise ``(B, C, H, W)`` of unit variance to clean samples.
 
-    Args:
-        predict: the network's prediction of noisy samples ``(B, C, H, W)`` at a timestep.
-        scheduler: of diffusers.
-        noise: to begin with.
-        steps: of the scheduler.
-        generators: of each image's further noise.
+    `predict` is the network at noisy samples and a timestep; `probe` tells what a scheduler cannot do.
     """
     scheduler.set_timesteps(steps, device=noise.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters

@@ -15,14 +15,10 @@ Piece = TypeVar("Piece")
 
 
 def claim(folder: Path, lock: Path | None = None) -> AcquireReturnProxy:
-    """Hold a folder, which is made, against other processes: until the answer's context ends, or its lock is released.
-
-    Args:
-        folder: that this process works in.
-        lock: the file that is locked, by default one in the folder.
+    """Hold a folder against other processes until the answer's context ends or its lock is released.
 
     Raises:
-        SlimdpmError: if another process holds it, or it cannot be made.
+        SlimdpmError: if another process holds it, or the file that is locked, by default one in it, cannot be made.
     """
     lock = lock or folder / ".lock"
     with explained(folder):
@@ -34,16 +30,7 @@ def claim(folder: Path, lock: Path | None = None) -> AcquireReturnProxy:
 
 
 def check_folder(folder: Path, what: str, *signs: str) -> None:
-    """Refuse a folder that holds something else than results of this kind.
-
-    Args:
-        folder: where they shall go; there may be none yet.
-        what: they are.
-        signs: patterns of paths in the folder, of which such results leave one.
-
-    Raises:
-        SlimdpmError: if there is something else.
-    """
+    """Raise a `SlimdpmError` for a folder of something else than `what`, which leaves one of these signs (patterns)."""
     if folder.exists() and not folder.is_dir():
         raise SlimdpmError(f"{folder} is a file; give a folder for {what}")
     with explained(folder):

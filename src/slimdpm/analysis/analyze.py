@@ -36,7 +36,7 @@ from slimdpm.parallel import pick_device
 from slimdpm.profile import measure_model
 from slimdpm.report import machine_facts, put_analysis, template
 from slimdpm.run import RunFolder
-from slimdpm.sampling import MOST_IMAGES, probe, sample_images
+from slimdpm.sampling import probe, sample_images
 from slimdpm.sharing import check_folder
 from slimdpm.sizes import Size, briefly
 from slimdpm.sources import open_source
@@ -95,8 +95,6 @@ def analyze(
     check_folder(folder, "figures of slimdpm analyze", "sections.html")
     if settings.scheduler is None:
         settings = replace(settings, scheduler=run.recipe().samples.scheduler if run else "ddim")
-    if max(settings.count, settings.samples) > MOST_IMAGES:
-        raise SlimdpmError(f"so many images are too many: {MOST_IMAGES:,} at most")
     networks, main = _load(source, run, compare, settings)
     shell = shell_of(networks[main])
     images, conditions = _real_images(against, shell, settings, display)

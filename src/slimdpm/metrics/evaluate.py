@@ -24,10 +24,10 @@ from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.metrics.reference import load_moments, save_moments
-from slimdpm.metrics.scores import FEWEST, Evaluation, check_count, check_moments, score, tables
+from slimdpm.metrics.scores import Evaluation, check_count, check_moments, score, tables
 from slimdpm.parallel import pick_device, processes
 from slimdpm.report import machine_facts
-from slimdpm.sampling import MOST_IMAGES, probe
+from slimdpm.sampling import probe
 from slimdpm.sharing import check_folder, claim
 from slimdpm.sizes import Size, briefly, sides
 from slimdpm.sources import Source, open_source
@@ -97,8 +97,7 @@ def evaluate(
             "nothing to measure against: give --against DATA, or --reference-stats FILE for the FID alone"
         )
     # All that can be wrong is found before anything is made.
-    if not FEWEST <= settings.count <= MOST_IMAGES:
-        raise SlimdpmError(f"{settings.count:,} images of each model: give {FEWEST} to {MOST_IMAGES:,}")
+    check_count("each model", settings.count)
     if processes().is_main_process:
         check_folder(folder, "evaluation", "results.json", "*/images.json")
     if write_moments is not None and write_moments.is_dir():
