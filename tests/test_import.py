@@ -24,6 +24,7 @@ from slimdpm.errors import SlimdpmError
 from slimdpm.originals import convert_checkpoint, import_checkpoint, import_single_file
 from slimdpm.originals.reading import read_tensors
 from slimdpm.pipelines import ClassConditionalLDMPipeline
+from slimdpm.teachers import shell_of
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +388,25 @@ def test_a_single_file_of_stable_diffusion(single_file, tmp_path):
     tokens = torch.tensor([[0, 2, 3, 1]])
     expected = networks["cond_stage_model.transformer."].eval()(tokens)[0]
     torch.testing.assert_close(pipeline.text_encoder(tokens)[0], expected)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("Inpaint", 9), ("InstructPix2Pix", 8)])
+def test_a_single_file_of_a_network_that_sees_images(single_file, kind, channels, tmp_path):
+    folder, _ = single_file
+    shutil.copytree(folder / "configs", tmp_path / "configs")
+    for file, key, value in (
+        ("model_index.json", "_class_name", f"StableDiffusion{kind}Pipeline"),
+        ("unet/config.json", "in_channels", channels),
+    ):
+        path = tmp_path / "configs" / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    state, name = load_file(folder / "sd.safetensors"), "model.diffusion_model.input_blocks.0.0.weight"
+    state[name] = torch.cat([state[name], torch.randn(32, channels - 4, 3, 3)], dim=1)
+    save_file(state, tmp_path / "sd.safetensors")
+    import_single_file(tmp_path / "sd.safetensors", str(tmp_path / "configs"), tmp_path / "out")
+    shell = shell_of(load_pipeline(tmp_path / "out"))
+    assert shell.conditioning.extra == channels - 4 and shell.channels == 4
+    assert torch.equal(DiffusionPipeline.from_pretrained(tmp_path / "out").unet.conv_in.weight, state[name])
 
 
 def test_a_single_file_with_what_lightning_left_in_it(single_file, tmp_path, lightning):

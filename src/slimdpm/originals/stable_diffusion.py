@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from slimdpm.documents import parse_json, read_text
 from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import atomic_folder, check_new, check_weights, save_tensors, write_json
-from slimdpm.loading import Index, checked_index, outline_model, pipeline_class
+from slimdpm.loading import TEXT_TO_IMAGE, Index, checked_index, outline_model, pipeline_class
 from slimdpm.originals.reading import read_tensors
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # What is read of a part: its config, or a tokenizer's vocabulary.
 _DOCUMENTS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "special_tokens_map.json",
               "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.json")  # fmt: skip
@@ -53,8 +52,8 @@ def import_single_file(checkpoint: Path, config: str, output: Path) -> Diffusion
     check_weights(checkpoint, {name: tensor for name, tensor in tensors.items() if name.startswith(_NETWORKS)})
     folder = _configs(config)
     index = checked_index(folder, config)
-    if index.pipeline not in PIPELINES:
-        raise SlimdpmError(f"{config} is a {index.pipeline}; single files are read as {', '.join(PIPELINES)}")
+    if index.pipeline not in TEXT_TO_IMAGE:
+        raise SlimdpmError(f"{config} is a {index.pipeline}; single files are read as {', '.join(TEXT_TO_IMAGE)}")
     with atomic_folder(output) as written:
         copy = written / "original"
         _copy_documents(folder, index, copy)
