@@ -136,6 +136,7 @@ def write_shard(path, numbers, form=tarfile.USTAR_FORMAT):
 def test_shards_are_read_at_any_place(tmp_path, form):
     write_shard(tmp_path / "s-0.tar", range(4), form)
     write_shard(tmp_path / "s-1.tar", range(4, 7), form)
+    (tmp_path / "._s-0.tar").write_bytes(b"what another system leaves")
     source = open_source(str(tmp_path))
     assert len(source) == 7 and source.name(5) == "s-1.tar/set/005.png"
     assert [np.asarray(source.image(i))[3, 3, 1] for i in (6, 0, 3, 5)] == [6, 0, 3, 5]

@@ -14,14 +14,8 @@ from slimdpm.sizes import Size, sides
 
 Image.init()
 # Those that Pillow decodes itself: it hands others (PostScript) to a program on the path, whatever a file is called.
-FORMATS = tuple(
-    name
-    for name in (
-        "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD",
-        "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
-    )
-    if name in Image.OPEN
-)  # fmt: skip
+_DECODED = "AVIF BMP DDS DIB GIF ICNS ICO IM JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP XBM XPM"
+FORMATS = tuple(name for name in _DECODED.split() if name in Image.OPEN)
 EXTENSIONS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 MOST_PIXELS = 2**27  # of an image: half a gigabyte with transparency
 _DEEP = {"I": 65535.0, "F": 1.0}  # white of whole numbers (Pillow has 16 bits as them, too), of floating point

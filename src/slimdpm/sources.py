@@ -72,7 +72,7 @@ def _source_of_recipe(data: DataRecipe) -> Source:
         )
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return load_hugging_face(data)
-    shards = sorted(file for file in path.glob("*.tar") if file.is_file())
+    shards = sorted(file for file in path.glob("[!.]*.tar") if file.is_file())
     if shards and not image_files(path):
         return Shards(shards, **extensions)
     return Folder(path, labels=data.label_column, texts=data.text_column)
