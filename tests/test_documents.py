@@ -112,13 +112,13 @@ def test_what_a_library_raises_is_blamed_on_the_input():
     ("override", "words"),
     [
         ("{layers_per_blok: 1}", "takes no layers_per_blok; did you mean layers_per_block?"),
-        ("{layers_per_block: 1000000}", "layers_per_block is 1e+06; 200 at most"),
+        ("{layers_per_block: 1000000}", "layers are too many"),
         ("{layers_per_block: x}", "no SpectralUNet2DModel can be built"),
         ("{norm_num_groups: x}", "no student can be planned"),
-        ("{norm_eps: .nan}", "norm_eps is nan"),
+        ("{norm_eps: .nan}", "the value of norm_eps is beyond reason"),
         ("{act_fn: nonsense}", "can be built from its config"),
         ("{down_block_types: [NoBlock, NoBlock]}", "can be built from its config"),
-        ("{num_class_embeds: 100000000}", "num_class_embeds is 1e+08"),
+        ("{num_class_embeds: 100000000}", "the value of num_class_embeds is beyond reason"),
     ],
 )
 def test_overrides_are_tried_at_once(override, words, teacher_folder, image_folder):

@@ -21,12 +21,12 @@ import torch
 from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import is_transformers_available
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from slimdpm.documents import read_json
 from slimdpm.errors import SlimdpmError, blamed, first_line
 from slimdpm.files import check_weights, load_tensors
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
+from slimdpm.profile import built_within, check_config
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 TEXT_TO_IMAGE = (
@@ -94,8 +94,6 @@ _CODE = (
     "auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "quantization_config",
     "attn_implementation", "_attn_implementation", "base_model_name_or_path",
 )  # fmt: skip
-_LARGEST = 2**20  # number in a network's config
-_MODULES = 50_000  # in a network: the U-Net of XL has 5,000
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -269,16 +267,8 @@ def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
                 f"the weights in {file.parent} do not belong to its config: that is of a {name}, and a {kind.__name__} "
                 "is wanted"
             )
-        for key, value in values.items():
-            if not _within_reason(value):
-                raise SlimdpmError(f"{file}: the value of {key} is beyond reason")
+        check_config(values, str(file))
     return values
-
-
-def _within_reason(value: Any) -> bool:
-    if isinstance(value, (dict, list)):
-        return all(map(_within_reason, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, (int, float)) or abs(value) <= _LARGEST  # which nan and inf are not
 
 
 def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -313,25 +303,7 @@ def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Modul
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
     is_ours = issubclass(cls, ConfigMixin)
     read_config(folder / "config.json", cls if is_ours else None)
-    with blamed(f"{folder} cannot be loaded"), torch.device("meta"), _bounded(folder), _quiet():
+    with blamed(f"{folder} cannot be loaded"), torch.device("meta"), built_within(folder), _quiet():
         if is_ours:
             return cls.from_config(cls.load_config(folder))
         return cls(cls.config_class.from_pretrained(folder))  # transformers
-
-
-@contextmanager
-def _bounded(name: Any) -> Iterator[None]:
-    """Networks are built of so many modules at most."""
-    built = 0
-
-    def count(*_: Any) -> None:
-        nonlocal built
-        built += 1
-        if built > _MODULES:
-            raise SlimdpmError(f"{name} describes a network of more than {_MODULES:,} modules: its layers are too many")
-
-    handle = register_module_module_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

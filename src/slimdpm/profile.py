@@ -11,12 +11,14 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.errors import SlimdpmError, blamed
@@ -35,7 +37,8 @@ NETWORKS: dict[str, Any] = {
         TransformerDenoiser,
     )
 }
-_MOST, _MOST_LAYERS = 10**7, 200  # of a number in a config; of layers, and of entries in a list
+_LARGEST = 2**20  # number in a network's config
+_MODULES = 50_000  # in a network: the U-Net of XL has 5,000
 _CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
 
 
@@ -58,30 +61,48 @@ def build(config: Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in NETWORKS:
         raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
     check_config(config, f"the config of a {name}")
-    with blamed(f"no {name} can be built from its config"):
+    with blamed(f"no {name} can be built from its config"), built_within(f"the config of a {name}"):
         return NETWORKS[name].from_config(dict(config))
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """Refuse numbers that nobody means, before anything is built with them: it would take all memory, or for ever.
+    """Refuse numbers that nobody means, before anything is built with them.
 
     Args:
         config: of any part of a pipeline; nested values count.
         name: what the message calls it.
     """
 
-    def check(key: str, value: Any) -> None:
-        most = _MOST_LAYERS if "layers" in key or key in ("num_stages", "depth") else _MOST
-        if isinstance(value, (int, float)) and not abs(value) <= most:  # nan too
-            raise SlimdpmError(f"{name}: {key} is {value:.4g}; {most:,} at most is possible")
-        if isinstance(value, (list, tuple)) and len(value) > _MOST_LAYERS and "betas" not in key:
-            raise SlimdpmError(f"{name}: {key} has {len(value):,} entries; {_MOST_LAYERS} at most are possible")
-        for part in value if isinstance(value, (list, tuple)) else ():
-            check(key, part)
-        for inner, part in value.items() if isinstance(value, Mapping) else ():
-            check(str(inner), part)
+    def sane(value: Any) -> bool:
+        if isinstance(value, (Mapping, list, tuple)):
+            return all(map(sane, value.values() if isinstance(value, Mapping) else value))
+        return not isinstance(value, (int, float)) or abs(value) <= _LARGEST  # which nan and inf are not
 
-    check("", {key: value for key, value in config.items() if not str(key).startswith(("_", "id2label", "label2id"))})
+    for key, value in config.items():
+        if not sane(value):
+            raise SlimdpmError(f"{name}: the value of {key} is beyond reason")
+
+
+@contextmanager
+def built_within(name: Any) -> Iterator[None]:
+    """Networks are built of so many modules at most: else a number of layers could take all time and memory.
+
+    Raises:
+        SlimdpmError: that what `name` describes is larger.
+    """
+    built = 0
+
+    def count(*_: Any) -> None:
+        nonlocal built
+        built += 1
+        if built > _MODULES:
+            raise SlimdpmError(f"{name} describes a network of more than {_MODULES:,} modules: its layers are too many")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def known_settings(config: Mapping[str, Any]) -> set[str]:
