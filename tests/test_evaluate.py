@@ -211,6 +211,11 @@ def test_what_is_no_network_of_images_is_one_line(place, tmp_path):
     export(Wrong(lambda x: x), tmp_path / "flat.onnx", example=torch.rand(3))
     with pytest.raises(SlimdpmError, match=r"flat.onnx cannot be read as an ONNX network with one input of images"):
         load_extractor(str(tmp_path / "flat.onnx"))
+    stretched = torch.nn.Upsample(size=(4, 4))
+    example = torch.empty(1, 3, 4096, 4)
+    export(stretched, tmp_path / "high.onnx", example=example)
+    with pytest.raises(SlimdpmError, match=r"it wants images of \[4096, 4\] pixels"):
+        load_extractor(str(tmp_path / "high.onnx"))
     (tmp_path / "code.pt").write_bytes(b"")
     with pytest.raises(SlimdpmError, match=r"is no .onnx file"):
         load_extractor(str(tmp_path / "code.pt"))

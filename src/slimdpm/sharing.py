@@ -14,17 +14,16 @@ from slimdpm.files import explained
 Piece = TypeVar("Piece")
 
 
-def claim(folder: Path, lock: Path | None = None) -> AcquireReturnProxy:
-    """Hold a folder against other processes until the answer's context ends or its lock is released.
+def claim(folder: Path) -> AcquireReturnProxy:
+    """Make a folder and hold it against other processes, until the answer's context ends or its lock is released.
 
     Raises:
-        SlimdpmError: if another process holds it, or the file that is locked, by default one in it, cannot be made.
+        SlimdpmError: if another process holds it, or it cannot be made.
     """
-    lock = lock or folder / ".lock"
     with explained(folder):
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            return FileLock(lock).acquire(timeout=0)
+            return FileLock(folder / ".lock").acquire(timeout=0)
         except Timeout:
             raise SlimdpmError(f"another process is working in {folder}") from None
 

@@ -139,6 +139,8 @@ def _onnx(path: Path) -> Network:
         (given,) = session.get_inputs()
         count, _, *size = given.shape
         fixed = all(isinstance(length, int) for length in size)
+        if fixed and max(size) > 2048:
+            raise ValueError(f"it wants images of {size} pixels")
 
     def run(x: Tensor) -> tuple[Tensor, None]:
         if fixed and x.shape[2:] != tuple(size):
