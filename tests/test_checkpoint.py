@@ -152,7 +152,9 @@ def test_the_first_steps_stand_once_in_the_log(copy, teacher_folder, image_folde
     """Killed before the first checkpoint, after three steps were logged."""
     shutil.rmtree(copy / "checkpoints")
     lines = (copy / "metrics.jsonl").read_text().splitlines()
-    (copy / "metrics.jsonl").write_text("\n".join([*lines[:3], "[1, 2]", '{"step": "x"}', "[" * 9999, '{"step": 3, ']))
+    (copy / "metrics.jsonl").write_text(
+        "\n".join([*lines[:3], "[1, 2]", '{"step": "x"}', '{"step": 1}', "[" * 9999, '{"step": 3, '])
+    )
     run(copy, teacher_folder, image_folder)
     assert steps(copy) == [1, 2, 3, 4] and len((copy / "metrics.jsonl").read_text().splitlines()) == 4
 

@@ -21,6 +21,7 @@ from slimdpm.analysis.spectrum import radial_spectrum
 from slimdpm.conditioning import Unconditional
 from slimdpm.data import Images
 from slimdpm.devices import resident
+from slimdpm.documents import read_text
 from slimdpm.figures import errors_figure, losses_figure, spectra_figure
 from slimdpm.files import write_text
 from slimdpm.images import grid
@@ -121,15 +122,15 @@ def write_run_report(
         entries.append(Entry("teacher", plan.teacher_cost, samples))
     samples = results.sample(results.pipeline(weights), count, "sampling the student")
     name = "student" if results.teacher is not None else "network"
-    entries.append(Entry(name, plan.cost, samples, run.metrics()))
+    curve = run.metrics()
+    entries.append(Entry(name, plan.cost, samples, curve))
     for entry in entries:
         picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples))
         save_picture(run.samples / f"{entry.name}.png", picture)
     chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
-    seconds = run.metrics()[-1]["seconds"]
     facts = {
         "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
-        "training time": _duration(seconds),
+        "training time": _duration(curve[-1]["seconds"]) if curve else "not logged",
         "seed": str(recipe.train.seed),
         "data": f"{recipe.data.described(len(images))} as {described(results.shell.image_size, '×')}",
         "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
@@ -150,7 +151,7 @@ def write_run_report(
         student=str(run.student),
         card=results.shell.conditioning.card(),
         notes=[] if len(real) == len(chosen) else [f"{len(chosen) - len(real)} of the images cannot be read any more"],
-        analysis=run.analysis_html.read_text(encoding="utf-8") if run.analysis_html.exists() else "",
+        analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
 
@@ -169,7 +170,7 @@ _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"
 
 def put_analysis(path: Path, html: str) -> None:
     """Put an analysis into a report that is written already, in the place of an earlier one."""
-    page = path.read_text(encoding="utf-8")
+    page = read_text(path)
     if _BEGIN not in page:  # a report from before there were analyses
         page = page.replace("</body>", f"{_BEGIN}{_END}\n</body>")
     before, _, rest = page.partition(_BEGIN)

@@ -21,6 +21,8 @@ from slimdpm.files import append_line, explained, read_sealed, remove_leftovers,
 from slimdpm.recipe import Recipe, differences, read_recipe
 from slimdpm.sharing import claim
 
+_LOGGED = {"step", "denoising", "seconds"}  # in each line of the log
+
 
 class RunFolder:
     """Paths of a run, and what is read from and written to them."""
@@ -143,7 +145,7 @@ class RunFolder:
                 values = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
+            if isinstance(values, dict) and values.keys() >= _LOGGED and all(map(_is_number, values.values())):
                 lines.append(values)
         return lines
 
@@ -152,3 +154,7 @@ class RunFolder:
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self.metrics_file.exists():
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

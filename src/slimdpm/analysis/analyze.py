@@ -29,6 +29,7 @@ from slimdpm.analysis.spectrum import Spectrum, radial_spectrum, ring_frequencie
 from slimdpm.conditioning import Conditioning, Request
 from slimdpm.data import Decoder, Images, prepare_images, to_model_range
 from slimdpm.display import Display
+from slimdpm.documents import read_text
 from slimdpm.errors import SlimdpmError
 from slimdpm.figures import svg_of
 from slimdpm.files import atomic_file, write_text
@@ -112,7 +113,7 @@ def analyze(
     values = {"sections": sections, "facts": facts, "title": f"Analysis of {Path(source).name}"}
     write_text(folder / "sections.html", template("analysis.html.j2").render(page=False, **values))
     if in_run and run is not None:
-        put_analysis(run.report, (folder / "sections.html").read_text(encoding="utf-8"))
+        put_analysis(run.report, read_text(folder / "sections.html"))
         return run.report
     write_text(folder / "report.html", template("analysis.html.j2").render(page=True, **values))
     return folder / "report.html"
