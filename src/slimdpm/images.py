@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +25,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `open_image` has a bound of its own
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:
