@@ -64,11 +64,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise SlimdpmError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
         with path.open("rb") as file:
             start = file.read(tarfile.BLOCKSIZE)
+        zipped = zipfile.is_zipfile(path)
     if path.suffix == ".safetensors":
         return load_tensors(path)
     if _is_tar(start):
         raise SlimdpmError(f"{path} is a tar of the days before PyTorch 1.0 and is not read")
-    records = _verified(path) if zipfile.is_zipfile(path) else []
+    records = _verified(path) if zipped else []
     saved = _unpickle(path, mmap=bool(records) and all(r.compress_type == zipfile.ZIP_STORED for r in records))
     tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
     if not isinstance(tensors, dict) or not tensors:
