@@ -274,7 +274,9 @@ def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
 def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model with all of its weights: diffusers itself only warns when some are missing."""
     outline_model(cls, folder, kwargs)  # its faults are found before anything takes memory
-    dtype = {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
+    # transformers would take what the config says, so that a text encoder in half met a U-Net in float32
+    dtype: dict[str, Any] = {"torch_dtype": torch.float32}
+    dtype |= {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
     files = [file.name for file in folder.iterdir()]
     variants = {match[1] for match in map(_WEIGHTS.fullmatch, files) if match}
     pickles = [name for name in files if name.endswith(_PICKLES)]
