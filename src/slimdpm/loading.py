@@ -18,7 +18,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline
+from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import is_transformers_available
 from torch import nn
 
@@ -145,7 +145,10 @@ def checked_index(folder: Path, source: str | Path = "") -> Index:
             if (place(folder, part) / f"{library}.py").exists():  # some versions of diffusers run it
                 raise SlimdpmError(f"{source} holds code: remove {part}/{library}.py")
     for file in (*folder.glob("*config*.json"), *folder.glob("*/*config*.json")):
-        read_config(file)
+        try:
+            read_config(file)
+        except SlimdpmError as error:
+            raise SlimdpmError(f"{source} cannot be loaded: {error}") from None
     return Index(name, parts, values)
 
 
@@ -200,6 +203,8 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
         elif issubclass(kind, nn.Module):
             arguments[part] = (load_model if weights else outline_model)(kind, place(folder, part), kwargs)
         else:
+            if issubclass(kind, SchedulerMixin):
+                read_config(place(folder, part) / "scheduler_config.json", kind)
             with blamed(f"{place(folder, part)} cannot be loaded"), _quiet():
                 arguments[part] = kind.from_pretrained(place(folder, part), local_files_only=True)
     with blamed(f"{source} cannot be loaded"), _quiet():
@@ -249,7 +254,7 @@ def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
 
     Args:
         file: its path.
-        kind: the class of what it describes; a network's numbers must be within reason.
+        kind: the class of what it describes; its numbers must then be within reason.
 
     Raises:
         SlimdpmError: if it cannot be read, holds something else, or asks for code.
@@ -262,7 +267,8 @@ def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
             raise SlimdpmError(f"{file} asks for more than data: {key}; remove it if the rest is what you want")
     if kind is not None:
         name = values.get("_class_name")
-        if name is not None and _RENAMED.get(str(name), name) != kind.__name__ and name not in _TRANSFORMERS:
+        ours = issubclass(kind, ModelMixin)  # a scheduler's config may be another's
+        if ours and name is not None and _RENAMED.get(str(name), name) != kind.__name__ and name not in _TRANSFORMERS:
             raise SlimdpmError(
                 f"the weights in {file.parent} do not belong to its config: that is of a {name}, and a {kind.__name__} "
                 "is wanted"
@@ -303,9 +309,8 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
-    is_ours = issubclass(cls, ConfigMixin)
-    read_config(folder / "config.json", cls if is_ours else None)
+    read_config(folder / "config.json", cls)
     with blamed(f"{folder} cannot be loaded"), torch.device("meta"), built_within(folder), _quiet():
-        if is_ours:
+        if issubclass(cls, ConfigMixin):
             return cls.from_config(cls.load_config(folder))
         return cls(cls.config_class.from_pretrained(folder))  # transformers

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -119,3 +120,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+# `DiffusionPipeline.from_pretrained` looks for the class that a folder's model_index.json names in diffusers itself.
+diffusers.ClassConditionalLDMPipeline = ClassConditionalLDMPipeline

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,7 +62,17 @@ def build(config: Mapping[str, Any]) -> Any:
         raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
     check_config(config, f"the config of a {name}")
     with blamed(f"no {name} can be built from its config"), built_within(f"the config of a {name}"):
-        return NETWORKS[name].from_config(dict(config))
+        return _of_config(NETWORKS[name], config)
+
+
+def like(model: Any) -> Any:
+    """A new model of diffusers or transformers with the config of another."""
+    return _of_config(type(model), model.config) if isinstance(model, ConfigMixin) else type(model)(model.config)
+
+
+def _of_config(cls: Any, config: Mapping[str, Any]) -> Any:
+    """Without diffusers' notes, of which one calls values defaults that were given by position."""
+    return cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:

@@ -13,8 +13,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from slimdpm.conditioning import Conditioning, Unconditional, conditioning_of
-from slimdpm.errors import SlimdpmError
+from slimdpm.borrowing import borrowed
+from slimdpm.conditioning import ClassLabels, Conditioning, Text, Unconditional, call, conditioning_of
+from slimdpm.conditioning.base import map_inputs
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.fingerprint import fingerprint
 from slimdpm.loading import (
     ASSETS,
@@ -29,6 +31,7 @@ from slimdpm.loading import (
     unsupported,
 )
 from slimdpm.process import Process, config_of
+from slimdpm.profile import build, like
 from slimdpm.recipe import DataRecipe
 from slimdpm.sizes import Size, each_side, sample_size, sides
 from slimdpm.transformer import TransformerDenoiser
@@ -184,11 +187,43 @@ def load_teacher(source: str | Path | DiffusionPipeline, *, weights: bool = True
         SlimdpmError: if it is missing, no pipeline, of an unsupported kind, or lacks weights.
     """
     if isinstance(source, DiffusionPipeline):
-        network = network_of(source)
-        name = fingerprint(network) if weights else "outline"
-        return Teacher(f"{type(source).__name__} {name}", network, shell_of(source))
-    pipeline = load_pipeline(source, weights=weights)
-    return Teacher(str(source), network_of(pipeline), shell_of(pipeline))
+        _supported(source)
+        pipeline = borrowed(source)
+        network = network_of(pipeline)
+        name = f"{type(source).__name__} {fingerprint(network) if weights else 'outline'}"
+    else:
+        pipeline = load_pipeline(source, weights=weights)
+        name, network = str(source), network_of(pipeline)
+    shell = shell_of(pipeline)
+    _try(name, network, shell)
+    return Teacher(name, network, shell)
+
+
+@torch.no_grad()
+def _try(name: str, network: Any, shell: Shell) -> None:
+    """A teacher's parts work and fit each other, as far as shapes tell: on the meta device.
+
+    Raises:
+        SlimdpmError: for one that does not.
+    """
+    conditioning, inputs = shell.conditioning, {}
+    with blamed(f"what encodes the conditions of {name} does not work"):
+        if isinstance(conditioning, Text):
+            inputs = Text.training_inputs(conditioning, {"conditions": ["a"]})
+        elif isinstance(conditioning, ClassLabels):
+            where: Any = conditioning.embedder.device if conditioning.embedder else "meta"
+            inputs = conditioning.training_inputs({"conditions": torch.zeros(1, dtype=torch.long, device=where)})
+    with blamed(f"the network of {name} does not work with the rest of it"), torch.device("meta"):
+        sample = torch.empty(1, network.config.in_channels, *sides(shell.size))
+        outline = build({**network.config, "_class_name": type(network).__name__})
+        call(outline, sample, torch.zeros(1), map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
+    if shell.autoencoder is not None:
+        with blamed(f"the autoencoder of {name} does not work"), torch.device("meta"):
+            trial = replace(shell, autoencoder=like(shell.autoencoder))
+            images = torch.empty(1, shell.image_channels, *sides(shell.image_size))
+            latents = trial.encode(images)
+            if latents.shape[1:] != (shell.channels, *sides(shell.size)) or trial.decode(latents).shape != images.shape:
+                raise SlimdpmError(f"the autoencoder of {name} gives latents of another shape than its network takes")
 
 
 def shell_of(pipeline: DiffusionPipeline) -> Shell:
