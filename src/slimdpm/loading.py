@@ -46,6 +46,7 @@ PIPELINES = (
 )
 _REFUSED: dict[str, str] = {  # pipelines, and why
     "LDMSuperResolutionPipeline": "it enlarges images that were degraded in a way that its files do not tell",
+    "ScoreSdeVePipeline": "its process is continuous, without alphas of discrete steps to distil",
     "StableDiffusionUpscalePipeline": "it enlarges images with noise of a level and a second scheduler of their own",
 }
 AUTOENCODERS = ("VQModel", "AutoencoderKL")

@@ -24,6 +24,11 @@ SPECTRAL_CLASS = {
 LITE_CLASS = {spectral: plain for plain, spectral in SPECTRAL_CLASS.items()}
 # Of a level, the first that the budget allows: full resolution needs them (docs/method.md).
 MIN_CHANNELS = (16, 12, 8)
+# Those of NCSN++ and of the k-diffusion networks bind their widths and groups in other ways.
+_BLOCKS = {f"{kind}{way}Block2D" for kind in ("", "Attn", "CrossAttn") for way in ("Down", "Up")} | {
+    "ResnetDownsampleBlock2D",
+    "ResnetUpsampleBlock2D",
+}
 GROUP = 4  # channels in a norm group at least: with 2, the demo's students were a tenth worse in the upper half
 LOPSIDED = (1.15, 1.3)  # how far one level may outgrow the others to use up the budget: little, if that is enough
 CLOSE_ENOUGH = 0.97  # of the budget; below it, finer widths are tried at the price of fewer norm groups
@@ -126,6 +131,11 @@ def student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, 
         del config["num_attention_heads"]
     if plain not in SPECTRAL_CLASS:
         raise SlimdpmError(f"a {name or 'network without a class name'} cannot be slimmed: slimdpm slims U-Nets")
+    strange = sorted({*config["down_block_types"], *config["up_block_types"]} - _BLOCKS)
+    if config.get("time_embedding_type", "positional") != "positional":
+        strange.append(f"a {config['time_embedding_type']} time embedding")
+    if strange:
+        raise SlimdpmError(f"a {name} with {', '.join(strange)} cannot be slimmed: slimdpm plans no widths for it")
     if kind == "lite":
         config = {k: v for k, v in config.items() if not k.startswith("wavelet_")}
     return {**config, **overrides, "_class_name": SPECTRAL_CLASS[plain] if kind == "spectral" else plain}

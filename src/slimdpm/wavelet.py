@@ -157,8 +157,9 @@ def fused_gated_dwt2(x: Tensor, gates: Tensor) -> Tensor:
     """
     batch, channels, height, width = x.shape
     filters = haar_idwt2(*gates[..., None, None].unbind(1))  # (B, C, 2, 2): w = H^T g
-    if torch.compiler.is_compiling():
-        # A compiler fuses this into one kernel, and an exported graph stays free of per-sample convolution groups.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # A compiler fuses this into one kernel, and an exported or traced graph stays free of per-sample groups, which
+        # would tie it to one batch size.
         (a, b, c, d), (wa, wb, wc, wd) = _split_blocks(x), _split_blocks(filters)
         return wa * a + wb * b + wc * c + wd * d
     out = F.conv2d(
