@@ -33,7 +33,7 @@ def test_unet_and_scheduler_may_lie_beside_the_index(folder):
         (folder / part).rmdir()
     for weights in (True, False):
         teacher = load_teacher(folder, weights=weights)
-        assert teacher.unet.config.block_out_channels == [16, 32] or teacher.unet.config.block_out_channels == (16, 32)
+        assert tuple(teacher.unet.config.block_out_channels) == (16, 32)
     assert torch.equal(load_pipeline(folder).unet.conv_in.weight, weight)
 
 
@@ -49,7 +49,7 @@ def test_names_of_old_versions(tmp_path, folder):
 def test_weights_that_are_a_pickle_alone(folder):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(
-        SlimdpmError, match="a pickle, diffusion_pytorch_model.bin, which may run code.*save_pretrained"
+        SlimdpmError, match="a pickle, .*bin, which may run code.*save_pretrained"
     ):
         load_pipeline(folder)
 
@@ -112,7 +112,7 @@ def test_configs_that_ask_for_code(tmp_path, part, key):
         ("unet/config.json", {"block_out_channels": [8] * 5000}),
         ("unet/config.json", {"norm_num_groups": 0}),
         ("unet/config.json", {"act_fn": ["silu"]}),
-        ("unet/config.json", {"sample_size": "16"[::-1] * 20}),
+        ("unet/config.json", {"sample_size": "61616161"}),
         ("unet/config.json", {"in_channels": 10**29}),
         ("unet/config.json", {"_class_name": "AutoencoderKL"}),
         ("vqvae/config.json", {"latent_channels": 5}),
