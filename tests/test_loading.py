@@ -48,9 +48,7 @@ def test_names_of_old_versions(tmp_path, folder):
 
 def test_weights_that_are_a_pickle_alone(folder):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(
-        SlimdpmError, match="a pickle, .*bin, which may run code.*save_pretrained"
-    ):
+    with pytest.raises(SlimdpmError, match="a pickle, .*bin, which may run code.*save_pretrained"):
         load_pipeline(folder)
 
 
