@@ -109,8 +109,12 @@ def test_what_is_sealed_is_found_out(tmp_path):
     with pytest.raises(SlimdpmError, match=r"a\.bin is damaged"):
         read_sealed(sealed)
     (tmp_path / "a.bin").rename(tmp_path / "c.bin")
-    with pytest.raises(SlimdpmError, match=r"a\.bin cannot be read: No such file"):
+    with pytest.raises(SlimdpmError, match=r"a\.bin does not exist"):
         read_sealed(sealed)
+    os.mkfifo(tmp_path / "a.bin")  # reading it would never end
+    with pytest.raises(SlimdpmError, match=r"a\.bin is no regular file"):
+        read_sealed(sealed)
+    (tmp_path / "a.bin").unlink()
     (tmp_path / "a.bin").write_bytes(b"a.bin")
     read_sealed(sealed)
     sealed.rename(tmp_path / "other.json")  # of another shard

@@ -242,3 +242,18 @@ def test_a_moved_file_is_the_same_data_and_a_new_one_under_its_name_is_not(tmp_p
     assert content_of(open_source(str(tmp_path / "b.npy")), tmp_path) == first
     np.save(tmp_path / "a.npy", images + 1)
     assert content_of(open_source(str(tmp_path / "a.npy")), tmp_path) != first
+
+
+def test_what_is_remembered_of_data_is_made_again_if_it_is_no_such_text(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 20, 20, 3), np.uint8))
+    source = open_source(str(tmp_path / "a.npy"))
+    first = content_of(source, tmp_path)
+    (remembered,) = tmp_path.glob("content-*.txt")
+    for put in (
+        lambda: remembered.symlink_to("/dev/zero"),
+        lambda: remembered.write_bytes(b"../x\xff"),
+        remembered.touch,
+    ):
+        remembered.unlink()
+        put()
+        assert content_of(source, tmp_path) == first and remembered.read_text() == first

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -20,32 +21,43 @@ _DEPTH = 40
 _DIGITS = 32  # of a whole number; tokenizers without a longest text write 10³⁰
 
 
-def read_bytes(file: Path, most: int = LARGEST, name: str = "") -> bytes:
-    """A regular file, whole: no pipe or device, which might never end.
+@contextmanager
+def regular(file: Path, name: str = "") -> Iterator[BinaryIO]:
+    """A regular file, open for reading: no pipe or device, which might never end.
 
     Args:
         file: its path.
-        most: bytes that are read at most.
         name: what a message calls it, by default its path.
 
     Raises:
-        SlimdpmError: if it is missing, something else, too large or not readable.
+        SlimdpmError: if it is missing, something else or not readable.
     """
     name = name or str(file)
     try:
         with open(file, "rb", opener=_without_waiting) as stream:
-            about = os.fstat(stream.fileno())
-            if not stat.S_ISREG(about.st_mode):
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise SlimdpmError(f"{name} is no regular file")
-            if about.st_size > most:
-                raise SlimdpmError(f"{name} is too large: {about.st_size:,} bytes, {most:,} are read at most")
-            return stream.read()
+            yield stream
     except FileNotFoundError:
         raise SlimdpmError(f"{name} does not exist") from None
     except IsADirectoryError:
         raise SlimdpmError(f"{name} is a folder") from None
     except (OSError, ValueError) as error:  # a name with a zero in it is a ValueError
         raise SlimdpmError(f"{name} cannot be read: {first_line(error)}") from None
+
+
+def read_bytes(file: Path, most: int = LARGEST, name: str = "") -> bytes:
+    """A file, whole, of at most so many bytes.
+
+    Raises:
+        SlimdpmError: as `regular`, or if it is larger.
+    """
+    name = name or str(file)
+    with regular(file, name) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise SlimdpmError(f"{name} is too large: {size:,} bytes, {most:,} are read at most")
+        return stream.read()
 
 
 def read_text(file: Path, most: int = LARGEST, name: str = "") -> str:

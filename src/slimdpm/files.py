@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slimdpm.documents import read_json
+from slimdpm.documents import read_json, regular
 from slimdpm.errors import SlimdpmError, first_line
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -123,19 +123,15 @@ def read_sealed(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
     if digest is None or digest != _seal(path.name, values):
         raise SlimdpmError(f"{path} is damaged or of an earlier version")
     files = [path.with_name(name) for name in values["files"]]
-    try:
-        digests = [digest.hex()[:32] for digest in _digests(files)]
-    except OSError as error:
-        raise SlimdpmError(f"{error.filename} cannot be read: {first_line(error)}") from None
-    for file, digest in zip(files, digests, strict=True):
-        if digest != values["files"][file.name]:
+    for file, digest in zip(files, _digests(files), strict=True):
+        if digest.hex()[:32] != values["files"][file.name]:
             raise SlimdpmError(f"{file} is damaged: its content is not what was written")
     return values
 
 
 def _digests(files: Sequence[Path]) -> list[bytes]:
     def digest(path: Path) -> bytes:
-        with path.open("rb") as file:
+        with regular(path) as file:
             return hashlib.file_digest(file, "blake2b").digest()
 
     with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter free
@@ -176,9 +172,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         SlimdpmError: if it is missing, cut short or no safetensors file.
     """
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise SlimdpmError(f"{path} is missing") from None
+        with regular(path):
+            return load_file(path)
     except (SafetensorError, OSError) as error:
         raise SlimdpmError(f"{path} is damaged or no safetensors file ({error})") from None
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from slimdpm.errors import blamed
+from slimdpm.documents import read_text
+from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.files import write_text
 from slimdpm.fingerprint import fingerprint
 
@@ -35,11 +36,20 @@ def content_of(source: Any, memory: Path | None) -> str:
             return source.content()
     file = memory / f"content-{short(identity)}.txt"
     with FileLock(memory / "content.lock"):  # of several processes one reads
-        if not file.exists():
+        content = _remembered(file)
+        if not content.isalnum():
             with blamed("the images cannot be read"):
                 content = source.content()
             write_text(file, content)
-    return file.read_text(encoding="utf-8")
+    return content
+
+
+def _remembered(file: Path) -> str:
+    """What this small file says; nothing if it is not there, or no such file."""
+    try:
+        return read_text(file, 2**10)
+    except SlimdpmError:
+        return ""
 
 
 def name_of(network: Any) -> str:
