@@ -1,0 +1,18 @@
+"""Three hundred malformed inputs of the generator in `fuzz`: none runs, none hangs, each refusal is one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_malformed_inputs(tmp_path):
+    command = [sys.executable, "-m", "tests.fuzz", "--quick", "--seed", "17", "--count", "300", "-o", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1200, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["inputs"] == 300 and not any(result["faults"].values())
