@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -22,7 +23,7 @@ _DIGITS = 32  # of a whole number; tokenizers without a longest text write 10Â³â
 
 
 @contextmanager
-def regular(file: Path, name: str = "") -> Iterator[BinaryIO]:
+def regular(file: Path, name: str = "") -> Iterator[BufferedReader]:
     """A regular file, open for reading: no pipe or device, which might never end.
 
     Args:
