@@ -51,7 +51,7 @@ def attempt(work: Path, hub_id: str) -> dict[str, Any]:
         row["dry run"] = [" ".join(line.split()) for line in said.splitlines() if re.search(r"\d [MG]\b", line)][:4]
         stage = "slim"
         settings = [word for setting in SMALL for word in ("--set", setting)]
-        slimdpm("slim", work / "small", images, "-o", work / "run", "--ratio", 2, "--steps", 2, *settings)
+        slimdpm("slim", work / "small", images, "-o", work / "run", "--width", 32, "--steps", 2, *settings)
         stage = "sample"
         slimdpm("sample", work / "run", "-n", 2, "--steps", 2, "-o", work / "samples")
         stage = "load"
