@@ -365,6 +365,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
         return "error: out of memory; try a smaller batch (train.max_batch_per_device, --batch-size) or size", 2
+    if "onnection closed by peer" in str(error) or "onnection reset by peer" in str(error):
+        return "error: another process of this launch has ended; what it said is the reason", 2
     reason = f"{type(error).__name__}: {first_line(error)}"
     return f"error: {reason} (this is a fault of slimdpm; {_TRACEBACK} shows where)", 1
 
