@@ -186,6 +186,9 @@ def test_reference_statistics_are_those_of_others(tmp_path, rng):
         ({"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))}, "not finite"),
         ({"mu": np.array([object()]), "sigma": np.zeros((1, 1))}, "holds no mu and sigma"),  # a pickle
         ({"mu": np.zeros(1, complex), "sigma": np.zeros((1, 1))}, "of the types complex128 and float64"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is no covariance"),
+        ({"mu": np.zeros(2), "sigma": np.triu(np.ones((2, 2)))}, "sigma is no covariance"),
+        ({"mu": np.full(2, 1e300), "sigma": np.eye(2)}, "beyond reason"),
         ({"mu": np.array(["a"]), "sigma": np.zeros((1, 1))}, "of the types <U1 and float64"),
     ],
 )

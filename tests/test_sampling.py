@@ -1,5 +1,7 @@
 """Samples: schedulers, seeds, and the PNGs of ``slimdpm sample``."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -208,3 +210,13 @@ def test_greyscale_networks_make_greyscale_pictures(tmp_path):
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "teacher")
     write_samples(str(tmp_path / "teacher"), tmp_path / "out", count=2, steps=2, device="cpu")
     assert Image.open(tmp_path / "out" / "00000.png").mode == Image.open(tmp_path / "out" / "grid.png").mode == "L"
+
+
+def test_a_network_that_loads_and_cannot_run_is_told_before_anything_is_made(tmp_path, teacher_folder):
+    """As a config with another padding: its weights fit, its skips do not."""
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    file = tmp_path / "teacher" / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "downsample_padding": 10}))
+    with pytest.raises(SlimdpmError, match="the network of .* does not work with the rest of it"):
+        write_samples(str(tmp_path / "teacher"), tmp_path / "out", count=2, steps=1)
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ from slimdpm.results import save_picture, zoom_for
 from slimdpm.run import RunFolder
 from slimdpm.sampling import make_scheduler, probe, sample_batches
 from slimdpm.sharing import check_folder, claim
-from slimdpm.teachers import load_pipeline, network_of, shell_of
+from slimdpm.teachers import network_of, open_pipeline, shell_of
 
 _SETTINGS = "samples.json"
 _GRID = 64  # images in the grid at most
@@ -58,7 +58,7 @@ def write_samples(
         SlimdpmError: for a pipeline that cannot be loaded, or a folder that holds samples of other settings.
     """
     display = display or Display()
-    pipeline = load_pipeline(source).to(pick_device(device))
+    pipeline = open_pipeline(source).to(pick_device(device))
     request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
     conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
     probe(pipeline, scheduler, steps)

@@ -199,6 +199,17 @@ def load_teacher(source: str | Path | DiffusionPipeline, *, weights: bool = True
     return Teacher(name, network, shell)
 
 
+def open_pipeline(source: str | Path) -> DiffusionPipeline:
+    """A pipeline that makes images: as `load_pipeline`, and its parts are tried.
+
+    Raises:
+        SlimdpmError: as `load_teacher`.
+    """
+    pipeline = load_pipeline(source)
+    _try(str(source), network_of(pipeline), shell_of(pipeline))
+    return pipeline
+
+
 @torch.no_grad()
 def _try(name: str, network: Any, shell: Shell) -> None:
     """A teacher's parts work and fit each other, as far as shapes tell: on the meta device.

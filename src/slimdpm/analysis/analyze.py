@@ -41,7 +41,7 @@ from slimdpm.sampling import probe, sample_images
 from slimdpm.sharing import check_folder
 from slimdpm.sizes import Size, briefly
 from slimdpm.sources import open_source
-from slimdpm.teachers import Shell, load_pipeline, network_of, shell_of
+from slimdpm.teachers import Shell, network_of, open_pipeline, shell_of
 
 LEVELS = 17  # timesteps that are looked at
 
@@ -133,11 +133,11 @@ def _load(
     if recipe is not None and recipe.task == "slim" and recipe.teacher:
         label = "student"
         with suppress(SlimdpmError):  # a teacher that was in memory, or has moved: the analysis does without
-            networks["teacher"] = load_pipeline(recipe.teacher)
-    networks[label] = load_pipeline(source)
+            networks["teacher"] = open_pipeline(recipe.teacher)
+    networks[label] = open_pipeline(source)
     for other in compare:
         name = Path(other).name
-        networks[name if name not in networks else other] = load_pipeline(other)
+        networks[name if name not in networks else other] = open_pipeline(other)
     sizes = {name: shell_of(p).image_size for name, p in networks.items()}
     sizes["teacher"] = sizes[label]  # a run may be at another size than its teacher's own
     if len(set(sizes.values())) > 1:

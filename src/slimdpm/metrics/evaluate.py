@@ -31,7 +31,7 @@ from slimdpm.sampling import probe
 from slimdpm.sharing import check_folder, claim
 from slimdpm.sizes import Size, briefly, sides
 from slimdpm.sources import Source, open_source
-from slimdpm.teachers import load_pipeline, shell_of
+from slimdpm.teachers import open_pipeline, shell_of
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _open_models(
                 raise SlimdpmError(f"{name} is data: put a pipeline first, or give --size")
             opened[label] = open_source(name)
             continue
-        pipeline = load_pipeline(name).to(place)
+        pipeline = open_pipeline(name).to(place)
         probe(pipeline, settings.scheduler, settings.steps, name)
         shell = shell_of(pipeline)
         if size is not None and shell.image_size != size:

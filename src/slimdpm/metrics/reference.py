@@ -43,4 +43,8 @@ def load_moments(path: Path) -> Moments:
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise SlimdpmError(f"{path}: mu or sigma is not finite")
+    spread = np.diagonal(covariance)
+    uneven = abs(covariance - covariance.T).max(initial=0) > 1e-3 * spread.max(initial=0)
+    if not len(mean) or uneven or spread.min() < 0 or max(abs(mean).max(), spread.max()) > 1e30:
+        raise SlimdpmError(f"{path}: sigma is no covariance, symmetric and positive, or the values are beyond reason")
     return Moments(0, mean, covariance)
