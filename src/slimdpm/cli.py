@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -344,6 +345,8 @@ def main() -> None:
             code = _told(*_explained(error))
     finally:
         leave()
+    for number in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
