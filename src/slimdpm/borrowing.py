@@ -27,10 +27,9 @@ def borrowed(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     Raises:
         SlimdpmError: for a layer that a network of its config does not have.
     """
-    given = {k: v for k, v in pipeline.config.items() if k not in pipeline.components and not k.startswith("_")}
-    parts = {k: plain(v, k) if isinstance(v, nn.Module) else v for k, v in pipeline.components.items()}
-    with blamed(f"the {type(pipeline).__name__} cannot be copied"):
-        return type(pipeline)(**parts, **given)
+    twin = copy.copy(pipeline)  # with what it has beside its parts, the names of a DiT's classes, say
+    twin.register_modules(**{k: plain(v, k) for k, v in pipeline.components.items() if isinstance(v, nn.Module)})
+    return twin
 
 
 @torch.no_grad()
