@@ -175,9 +175,9 @@ def run_all(seed: int, indices: list[int], place: Path, *, workers: int = 2, qui
                 if index % WHOLE or quick:
                     spare()
                 _child(lambda: make(kind, rng, folder / "here", base), folder)  # noqa: B023
-            running[process] = (index, kind, folder, time.monotonic())
-        for process, (index, kind, folder, started) in list(running.items()):
-            seconds = time.monotonic() - started
+            running[process] = (index, kind, folder, Clock(process))
+        for process, (index, kind, folder, clock) in list(running.items()):
+            seconds = clock.seconds()
             ended, status, usage = os.wait4(process, os.WNOHANG)
             killed = None
             if not ended:
@@ -193,6 +193,23 @@ def run_all(seed: int, indices: list[int], place: Path, *, workers: int = 2, qui
             del running[process]
             yield _result(index, kind, folder, killed, status, seconds, usage.ru_maxrss / 2**20)
         time.sleep(0.004)
+
+
+class Clock:
+    """Seconds that a process has computed or waited; those in which a busy machine kept it from both do not count."""
+
+    def __init__(self, process: int):
+        self.file, self.waited, self.computed = Path(f"/proc/{process}/stat"), 0.0, 0.0
+        self.last = time.monotonic()
+
+    def seconds(self) -> float:
+        now = time.monotonic()
+        with suppress(OSError, IndexError):
+            told = self.file.read_text().rpartition(") ")[2].split()
+            self.computed = (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+            self.waited += (now - self.last) * (told[0] in "SDT")
+        self.last = now
+        return self.waited + self.computed
 
 
 def _resident(process: int) -> int:
