@@ -20,25 +20,31 @@ from slimdpm.errors import SlimdpmError, blamed
 from slimdpm.profile import like
 
 
-def borrowed(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+def borrowed(pipeline: DiffusionPipeline, *, weights: bool = True) -> DiffusionPipeline:
     """A pipeline of plain networks in single precision, with the weights of another: whatever is done to their modes,
     gradients, devices and types, the other's stay as they are.
+
+    Args:
+        pipeline: the caller's.
+        weights: False takes an outline, whose weights are on the meta device.
 
     Raises:
         SlimdpmError: for a layer that a network of its config does not have.
     """
     twin = copy.copy(pipeline)  # with what it has beside its parts, the names of a DiT's classes, say
-    twin.register_modules(**{k: plain(v, k) for k, v in pipeline.components.items() if isinstance(v, nn.Module)})
+    networks = {part: model for part, model in pipeline.components.items() if isinstance(model, nn.Module)}
+    twin.register_modules(**{part: plain(model, part, weights=weights) for part, model in networks.items()})
     return twin
 
 
 @torch.no_grad()
-def plain(model: nn.Module, part: str) -> nn.Module:
+def plain(model: nn.Module, part: str, *, weights: bool = True) -> nn.Module:
     """A network's copy without what was put around it and its layers; it shares the weights that need no change.
 
     Args:
         model: of diffusers or transformers.
         part: what a message calls it.
+        weights: whether they must be there.
 
     Raises:
         SlimdpmError: for a layer that a network of its config does not have.
@@ -62,7 +68,7 @@ def plain(model: nn.Module, part: str) -> nn.Module:
             )
     shapes = {name: value.shape for name, value in fresh.state_dict().items()}
     for name, value in own.state_dict().items():
-        if value.shape != shapes.pop(name, None) or value.is_meta:
+        if value.shape != shapes.pop(name, None) or (weights and value.is_meta):
             raise SlimdpmError(f"the {part} has no weight at {name} as a {type(fresh).__name__} has it")
     if shapes:
         raise SlimdpmError(f"the {part} has no weight at {next(iter(shapes))}, which a {type(fresh).__name__} has")

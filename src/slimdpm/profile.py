@@ -72,7 +72,8 @@ def like(model: Any) -> Any:
 
 def _of_config(cls: Any, config: Mapping[str, Any]) -> Any:
     """Without diffusers' notes, of which one calls values defaults that were given by position."""
-    return cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    return cls.from_config({**values, "_class_name": cls.__name__})
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:

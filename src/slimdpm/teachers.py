@@ -188,14 +188,15 @@ def load_teacher(source: str | Path | DiffusionPipeline, *, weights: bool = True
     """
     if isinstance(source, DiffusionPipeline):
         _supported(source)
-        pipeline = borrowed(source)
+        pipeline = borrowed(source, weights=weights)
         network = network_of(pipeline)
         name = f"{type(source).__name__} {fingerprint(network) if weights else 'outline'}"
     else:
         pipeline = load_pipeline(source, weights=weights)
         name, network = str(source), network_of(pipeline)
     shell = shell_of(pipeline)
-    _try(name, network, shell)
+    if weights or not isinstance(source, DiffusionPipeline):  # who has an outline at hand has planned it
+        _try(name, network, shell)
     return Teacher(name, network, shell)
 
 
@@ -232,8 +233,9 @@ def _try(name: str, network: Any, shell: Shell) -> None:
         with blamed(f"the autoencoder of {name} does not work"), torch.device("meta"):
             trial = replace(shell, autoencoder=like(shell.autoencoder))
             images = torch.empty(1, shell.image_channels, *sides(shell.image_size))
-            latents = trial.encode(images)
-            if latents.shape[1:] != (shell.channels, *sides(shell.size)) or trial.decode(latents).shape != images.shape:
+            latents = torch.empty(1, shell.channels, *sides(shell.size))
+            encoded = trial.autoencoder.encoder(images)
+            if encoded.shape[2:] != latents.shape[2:] or trial.decode(latents).shape != images.shape:
                 raise SlimdpmError(f"the autoencoder of {name} gives latents of another shape than its network takes")
 
 
