@@ -385,6 +385,7 @@ def _silence_libraries() -> None:
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda _: None  # of finalizers, after an error that is told
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     if is_transformers_available():

@@ -177,6 +177,21 @@ def unsupported(what: str, name: Any) -> SlimdpmError:
     )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks: on configs of other versions, on keys that they ignore."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@_quiet()
 def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:
     """A saved pipeline, teacher's or student's, from a folder, a run folder or a hub id.
 
@@ -206,26 +221,12 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
         else:
             if issubclass(kind, SchedulerMixin):
                 read_config(place(folder, part) / "scheduler_config.json", kind)
-            with blamed(f"{place(folder, part)} cannot be loaded"), _quiet():
+            with blamed(f"{place(folder, part)} cannot be loaded"):
                 arguments[part] = kind.from_pretrained(place(folder, part), local_files_only=True)
-    with blamed(f"{source} cannot be loaded"), _quiet():
+    with blamed(f"{source} cannot be loaded"):
         pipeline = cls(**arguments)
     pipeline.register_to_config(_name_or_path=str(folder))
     return pipeline
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks: on configs of other versions, on keys that they ignore."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def locate(source: str | Path, holds: str = "model_index.json") -> Path:
