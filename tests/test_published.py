@@ -43,6 +43,15 @@ def test_full_size_needs_no_weights(hub_id, millions, tmp_path):
     )
 
 
+def test_a_pipeline_with_an_image_processor_is_read_again(tmp_path):
+    """transformers saves it under the name of the backend that is installed."""
+    write_pipeline("runwayml/stable-diffusion-v1-5", tmp_path / "teacher", weights=True)
+    pipeline = load_pipeline(tmp_path / "teacher")
+    pipeline.save_pretrained(tmp_path / "student")
+    again = load_pipeline(tmp_path / "student")
+    assert type(again.feature_extractor) is type(pipeline.feature_extractor) and again.safety_checker is not None
+
+
 def test_every_published_teacher_is_of_a_supported_kind():
     from slimdpm.loading import _RENAMED, PIPELINES
 

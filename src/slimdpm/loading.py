@@ -66,6 +66,7 @@ _RENAMED = {
     "LatentDiffusionUncondPipeline": "LDMPipeline",
     "UNetUnconditionalModel": "UNet2DModel",
     "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "CLIPImageProcessorPil": "CLIPImageProcessor",  # as transformers 5 saves it where there is no torchvision
 }
 _U_NETS = ("UNet2DModel", "UNetUnconditionalModel", "UNet2DConditionModel")
 _OUR_U_NETS = ("SpectralUNet2DModel", "SpectralUNet2DConditionModel", "FixedHeadsUNet2DModel")
@@ -86,7 +87,7 @@ _PARTS: dict[str, _Classes] = {  # what each may be
     "text_encoder_2": _TEXT_ENCODERS,
     "tokenizer": _TOKENIZERS,
     "tokenizer_2": _TOKENIZERS,
-    "feature_extractor": {"transformers": ("CLIPImageProcessor", "CLIPFeatureExtractor")},
+    "feature_extractor": {"transformers": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPFeatureExtractor")},
     "image_encoder": {"transformers": ("CLIPVisionModelWithProjection",)},
     "safety_checker": {"stable_diffusion": ("StableDiffusionSafetyChecker",)},
 }
