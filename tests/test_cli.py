@@ -162,3 +162,20 @@ def test_train_from_python(image_folder):
         "pixel-32", image_folder, size=16, steps=1, settings={**settings, **overrides}, progress=False
     )
     assert pipeline.unet.config.sample_size == 16
+
+
+def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
+    """As a loader's processes do with few file handles: Python would print their traceback after the message."""
+    script = """
+import slimdpm.cli as cli
+class Loader:
+    def __del__(self):
+        raise OSError("too late")
+def app(*_, **__):
+    loader = Loader()
+    raise cli.SlimdpmError("told")
+cli.app = app
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: told\n")

@@ -88,7 +88,7 @@ def _whole(command: str, folder: Path, base: Base) -> list[Any]:
     """The command with all that it needs, quick."""
     out = folder / "out"
     return {
-        "slim": ["slim", base.teacher("pixel"), base.images, "-o", out, "--dry-run", *sets(*QUICK[:-1]), "--width", 8],
+        "slim": ["slim", base.teacher("pixel"), base.images, "-o", out, "--dry-run", *sets(*QUICK, "train.steps=1")],
         "train": [
             "train",
             base.images,
@@ -97,7 +97,7 @@ def _whole(command: str, folder: Path, base: Base) -> list[Any]:
             "-o",
             out,
             "--dry-run",
-            *sets(*QUICK[:-1]),
+            *sets(*QUICK[:-1], "train.steps=1"),
         ],
         "sample": ["sample", base.teacher("class"), "-n", 2, "--steps", 1, "-o", out],
         "profile": ["profile", base.folder / "net.json"],
