@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py clothing-64.npz --size 32 --work runs/ablation-32
 
-`slimdpm reproduce ablation` with the ideas on trial (ablation_ideas.py), and with the results where the docs find
+Its parts are in `ablation/`, the ideas on trial in ablation_ideas.py; the results are left where the docs find
 them. It can be stopped and started at any time, in pieces of any length (`timeout -s TERM 540 python ...`); started
 twice, the two share the work. The teacher lies in benchmarks/teachers and is trained anew if --teacher is none: 80
 minutes on one CPU core. --known takes the cells that the committed results have as done. With a GPU: --size 64.
@@ -14,13 +14,13 @@ import argparse
 import json
 from pathlib import Path
 
+from ablation.run import Ablation
+from ablation.tables import changes, effects, headlines, markdown, rows
 from ablation_ideas import idea_cells
 from rich.console import Console
 
-from slimdpm.ablation.run import Ablation
-from slimdpm.ablation.tables import changes, effects, headlines, markdown, rows
-from slimdpm.display import Display
-from slimdpm.files import write_json, write_text
+from slimdpm.system.files import write_json, write_text
+from slimdpm.system.progress import Display
 
 HERE = Path(__file__).parent
 

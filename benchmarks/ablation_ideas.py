@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ablation.grid import Cell, Idea, changed
 from torch import Tensor, nn
 
-from slimdpm.ablation.grid import Cell, Idea, changed
-from slimdpm.distill import Distiller, Pairs
-from slimdpm.losses import half_plane_count, spatial_loss
-from slimdpm.training import Trainer
+from slimdpm.method.distiller import Distiller, Pairs
+from slimdpm.method.losses import half_plane_count, spatial_loss
+from slimdpm.training.trainer import Trainer
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from ablation import kept_teacher
+from ablation.grid import CHANGED, LONG_LITE, LONG_SPECTRAL, weighed
+from ablation.measure import Judge
+from ablation.run import Ablation
+from ablation.tables import markdown
 
-from slimdpm.ablation.grid import CHANGED, LONG_LITE, LONG_SPECTRAL, weighed
-from slimdpm.ablation.measure import Judge
-from slimdpm.ablation.run import Ablation
-from slimdpm.ablation.tables import markdown
-from slimdpm.files import write_json
-from slimdpm.loading import load_pipeline
-from slimdpm.report import machine_facts
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
 
 STEPS = (20, 60)
 COUNT = 256

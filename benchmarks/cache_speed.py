@@ -23,14 +23,17 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.files import write_json
-from slimdpm.job import Job, new_trainer, plan_job
-from slimdpm.parallel import make_accelerator
-from slimdpm.recipe import Recipe, load_recipe
-from slimdpm.report import machine_facts
-from slimdpm.run import RunFolder
-from slimdpm.sources import image_files
-from slimdpm.training import Trainer
+from slimdpm.data.folder import image_files
+from slimdpm.recipe import Recipe
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.training.accelerator import make_accelerator
+from slimdpm.training.job import Job
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import new_trainer
+from slimdpm.training.trainer import Trainer
 
 # Levels of the autoencoder, its latents, the teacher's width.
 PIPELINES = {

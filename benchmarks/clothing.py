@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from slimdpm.checkpoint import checkpoints
-from slimdpm.files import write_json
-from slimdpm.images import grid
-from slimdpm.report import machine_facts
-from slimdpm.results import save_picture
+from slimdpm.data.images import grid, save_picture
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.training.checkpoint import checkpoints
 
 # The teacher's steps, the student's steps, settings of both, and of the student alone.
 SIZES: dict[str, tuple[int, int, dict[str, object], dict[str, object]]] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clothing import COMMON, SIZES, run, sets
 
-from slimdpm.files import write_json
+from slimdpm.system.files import write_json
 
 FIGURES = ("data", "theory", "denoiser", "sizes", "gates")
 

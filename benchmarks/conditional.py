@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ablation.grid import DENSE_MIXED, lambdas
+from ablation.tables import markdown
 from conditional_parts import (
     HIDDEN,
     TOKENS,
@@ -34,17 +36,15 @@ from conditional_parts import (
 from filelock import FileLock
 from rich.console import Console
 
-from slimdpm.ablation.grid import DENSE_MIXED, lambdas
-from slimdpm.ablation.tables import markdown
 from slimdpm.conditioning import Request
-from slimdpm.display import Display
-from slimdpm.files import atomic_file, write_json
-from slimdpm.loading import load_pipeline
+from slimdpm.method.cost import measure
 from slimdpm.metrics.collect import Generated, collect
 from slimdpm.metrics.distances import kernel_distance
 from slimdpm.metrics.extractors import Extractor, load_extractor
-from slimdpm.profile import measure
-from slimdpm.report import machine_facts
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.progress import Display
 
 SIZE = 32  # pixels
 NAMES = ("teacher", "spectral", "lite")

@@ -14,12 +14,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from slimdpm.data import to_model_range, to_pixels
-from slimdpm.display import Display
-from slimdpm.files import atomic_file, atomic_folder
-from slimdpm.images import pixels, square
+from slimdpm.data.images import pixels, square, to_model_range, to_pixels
+from slimdpm.method.networks import build
 from slimdpm.metrics.extractors import Extractor
-from slimdpm.profile import build
+from slimdpm.system.files import atomic_file, atomic_folder
+from slimdpm.system.progress import Display
 
 PLURAL = {"pants", "shoes", "shorts"}
 TEMPLATES = ("a photo of {}", "{} in a photo", "a picture of {}")  # the first is what samples are asked for

@@ -19,14 +19,14 @@ import numpy as np
 from demo_variants import VARIANTS, measure, variant_recipe
 from rich.console import Console
 
-from slimdpm.cache.samples import Samples, prepare_samples
-from slimdpm.demo_data import demo_source
-from slimdpm.display import Display
-from slimdpm.files import atomic_file, write_json
-from slimdpm.job import plan_job
-from slimdpm.parallel import pick_device
+from slimdpm.cache.teacher_samples import Samples, prepare_samples
+from slimdpm.data.demo_photographs import demo_source
 from slimdpm.recipe import Recipe
-from slimdpm.report import machine_facts
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.processes import pick_device
+from slimdpm.system.progress import Display
+from slimdpm.training.plan import plan_job
 
 SAMPLER = {"steps": 25, "scheduler": "ddim", "seed": 1}
 

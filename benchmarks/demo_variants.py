@@ -17,17 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ablation.grid import MIN_SNR, NO_TEACHER
 
-from slimdpm.ablation.grid import MIN_SNR, NO_TEACHER
-from slimdpm.data import to_model_range
+from slimdpm.data.demo_photographs import demo_source
+from slimdpm.data.images import to_model_range
 from slimdpm.demo import demo_recipe, lite_recipe
-from slimdpm.demo_data import demo_source
-from slimdpm.files import write_json
-from slimdpm.job import plan_job, run_job
 from slimdpm.metrics.denoising import TIMESTEPS, denoising_errors
-from slimdpm.recipe import Recipe, flatten, load_recipe
-from slimdpm.report import machine_facts
-from slimdpm.teachers import shell_of
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe import Recipe
+from slimdpm.recipe_file import flatten, load_recipe
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 PLAIN = {"student.init": "random", "train.snr_gamma": "none"}
 EPSILON = {"student.prediction": "epsilon"}  # of a teacher that predicts v

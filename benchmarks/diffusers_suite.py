@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from slimdpm.files import write_json
+from slimdpm.system.files import write_json
 
 FILES = ("test_models_unet_2d.py", "test_models_unet_2d_condition.py")
 PLUGIN = """

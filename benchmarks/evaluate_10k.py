@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from slimdpm.files import write_json
-from slimdpm.report import machine_facts
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
 
 
 def shards(folder: Path, name: str) -> dict[str, int]:

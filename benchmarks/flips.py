@@ -30,15 +30,17 @@ from PIL import Image
 from rich.console import Console
 from test_files import Numbers
 
-from slimdpm.checkpoint import checkpoints, load_checkpoint
-from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import write_json
-from slimdpm.job import Job, new_trainer, plan_job, run_job
 from slimdpm.metrics.collect import collect
-from slimdpm.parallel import make_accelerator
-from slimdpm.recipe import load_recipe
-from slimdpm.run import RunFolder
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import write_json
+from slimdpm.system.progress import Display
+from slimdpm.training.accelerator import make_accelerator
+from slimdpm.training.checkpoint import checkpoints, load_checkpoint
+from slimdpm.training.job import Job
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import new_trainer, run_job
 
 SETTINGS = [*TRIAL, "train.steps=4", "train.checkpoint_every=2", "student.width=8"]
 

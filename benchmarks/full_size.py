@@ -25,16 +25,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline
 
-from slimdpm.dry_run import forecast
-from slimdpm.files import write_json
-from slimdpm.job import Job, plan_job, run_job
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.cost import measure
+from slimdpm.method.networks import build
+from slimdpm.method.presets import PRESETS
 from slimdpm.originals import outline
-from slimdpm.presets import PRESETS
-from slimdpm.profile import build, measure
-from slimdpm.recipe import load_recipe, validate
-from slimdpm.report import machine_facts
-from slimdpm.run import RunFolder
-from slimdpm.sources import Arrays
+from slimdpm.recipe_file import load_recipe, validate
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.training.dry_run import forecast
+from slimdpm.training.job import Job
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 ROOT = Path(__file__).parent.parent
 ORIGINALS = {"ffhq": "ffhq", "lsun-church": "lsun_churches", "imagenet": "cin256-v2"}  # recipes and their YAMLs

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from slimdpm.files import write_json
 from slimdpm.metrics.inception import InceptionV3
-from slimdpm.report import machine_facts
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
 
 SIZES = (32, 64, 256, 299, 400)
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from demo_variants import VARIANTS, measure, variant_recipe
 
-from slimdpm.data import to_model_range
-from slimdpm.demo_data import demo_source
-from slimdpm.files import write_json
-from slimdpm.inherit import inherited_weights
-from slimdpm.job import plan_job
+from slimdpm.data.demo_photographs import demo_source
+from slimdpm.data.images import to_model_range
+from slimdpm.method.inherit import inherited_weights
+from slimdpm.method.networks import build
 from slimdpm.metrics.denoising import denoising_errors
-from slimdpm.profile import build
 from slimdpm.recipe import Recipe
-from slimdpm.report import machine_facts
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.training.plan import plan_job
 
 NETWORKS = ("lite", "spectral")
 STARTS = ("random", "teacher")

@@ -38,8 +38,8 @@ from test_originals import original, reduced
 import slimdpm.analysis.analyze
 import slimdpm.metrics.evaluate
 import slimdpm.originals
-import slimdpm.report  # noqa: F401
-from slimdpm import cli
+import slimdpm.report.page  # noqa: F401
+from slimdpm.cli import main as cli
 
 SHARE = {"pixels": 24, "latents": 20, "data-free": 18, "two processes": 14, "evaluate": 10, "sample": 8, "import": 6}
 SETTINGS = [*TRIAL, "train.steps=8", "train.batch_size=2", "train.checkpoint_every=2", "train.log_every=1",

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from slimdpm.display import Display
-from slimdpm.files import atomic_file, write_json
 from slimdpm.metrics.evaluate import Settings, evaluate
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.progress import Display
 
 STRENGTHS = {"blur": (0.5, 1.0, 2.0), "jpeg": (75, 30, 10), "noise": (5, 15, 40)}
 SHOWN = (

@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from slimdpm.files import write_json
 from slimdpm.originals import import_checkpoint
 from slimdpm.originals.reading import read_tensors
+from slimdpm.system.files import write_json
 
 CONFIGS = {
     "ffhq": "models/ldm/ffhq256/config.yaml",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from slimdpm.files import atomic_folder
-from slimdpm.teachers import ASSETS, load_pipeline
+from slimdpm.pipelines.loading import ASSETS, load_pipeline
+from slimdpm.system.files import atomic_folder
 
 pipeline = load_pipeline(Path(sys.argv[1]) / "student")
 pipeline.unet.to(torch.float16)

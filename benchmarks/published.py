@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 sys.path.insert(0, "tests")
 from published import CONFIGS, write_images, write_pipeline
 
-from slimdpm.cli import app
-from slimdpm.files import write_json
+from slimdpm.cli.main import app
+from slimdpm.system.files import write_json
 
 SMALL = ["train.batch_size=2", "train.trackers=[]", "samples.count=2", "samples.steps=2", "data.workers=0"]
 COST = re.compile(r"(teacher|student) .*?([\d.,]+ [MG]) .*?([\d.,]+ [MG])")

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Load `slimdpm.cli`, and hand over to it."""
     try:
-        from slimdpm.cli import main as run
+        from slimdpm.cli.main import main as run
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -222,7 +222,7 @@ def struck(number, method, when, *arguments):
     name, _, attribute = place.partition(".")
     script = f"""
 import os
-from slimdpm import cli
+from slimdpm.cli import main as cli
 from slimdpm.{module} import {name}
 true = {name}.{attribute}
 def struck(self, *args):

@@ -6,21 +6,22 @@ import time
 import numpy as np
 import pytest
 import torch
+from ablation import figures, grid, run, tables
+from ablation.choices import Choices, stages
+from ablation.grid import DENSE, Cell, Idea
+from ablation.run import Ablation
+from ablation.sizes import SIZES, Size
+from ablation.together import OncePerBatch, train_together
 from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
 
-from slimdpm.ablation import figures, grid, run, tables
-from slimdpm.ablation.choices import Choices, stages
-from slimdpm.ablation.grid import DENSE, Cell, Idea
-from slimdpm.ablation.run import Ablation
-from slimdpm.ablation.sizes import SIZES, Size
-from slimdpm.ablation.together import OncePerBatch, train_together
-from slimdpm.errors import SlimdpmError
-from slimdpm.job import plan_job, run_job
-from slimdpm.profile import latencies
-from slimdpm.recipe import load_recipe
-from slimdpm.teachers import load_pipeline
+from slimdpm.method.latency import latencies
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 QUICK = {
     "student.width": 8, "train.steps": 4, "train.batch_size": 4, "train.warmup": 2, "train.ema": 0.9,
@@ -128,7 +129,8 @@ TINY_SIZE = Size(
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """The experiment with a teacher of seconds, three cells and features that need no network."""
-    from slimdpm.ablation import measure
+    from ablation import measure
+
     from slimdpm.metrics.extractors import Extractor
 
     cells = [

@@ -12,15 +12,16 @@ from typer.testing import CliRunner
 
 from slimdpm import SpectralUNet2DModel, load_pipeline
 from slimdpm.analysis.analyze import Settings, analyze
-from slimdpm.analysis.denoiser import observe
-from slimdpm.analysis.spectrum import Spectrum, fit_power_law, radial_spectrum, ring_powers
+from slimdpm.analysis.observation import observe
 from slimdpm.analysis.wiener import appearance, reconstruction_power, wiener_gain
-from slimdpm.cli import app
-from slimdpm.complexity import complexity_rows
-from slimdpm.errors import SlimdpmError
-from slimdpm.job import plan_job, run_job
-from slimdpm.process import Process
-from slimdpm.recipe import load_recipe
+from slimdpm.cli.main import app
+from slimdpm.method.complexity import complexity_rows
+from slimdpm.method.forward_process import Process
+from slimdpm.metrics.spectrum import Spectrum, fit_power_law, radial_spectrum, ring_powers
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 
 def planted(slope, size, level=1e-2):

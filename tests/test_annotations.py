@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slimdpm.annotations import captions_of, labels_of
-from slimdpm.data import Decoder, StreamBatches, TrainingStream, prepare_images, training_loader
-from slimdpm.errors import SlimdpmError
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.labels import captions_of, labels_of
+from slimdpm.data.open_source import open_source
+from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.recipe import DataRecipe
-from slimdpm.sources import open_source
+from slimdpm.system.errors import SlimdpmError
 
 CAPTIONS = ["ein Stiefel", "пальто\u2028in two lines", "ドレス"]
 

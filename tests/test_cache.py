@@ -21,16 +21,19 @@ from typer.testing import CliRunner
 
 from slimdpm import SlimdpmError
 from slimdpm.cache.latents import prepare_latents
-from slimdpm.cache.store import Layout, Store
-from slimdpm.cli import app
-from slimdpm.data import Decoder, to_model_range
-from slimdpm.display import Display
-from slimdpm.job import new_trainer, plan_job, run_job
-from slimdpm.parallel import make_accelerator
-from slimdpm.recipe import load_recipe
-from slimdpm.run import RunFolder
-from slimdpm.sources import Arrays, open_source
-from slimdpm.teachers import shell_of
+from slimdpm.cli.main import app
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.dataset import Decoder
+from slimdpm.data.images import to_model_range
+from slimdpm.data.open_source import open_source
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.progress import Display
+from slimdpm.system.tensor_store import Layout, Store
+from slimdpm.training.accelerator import make_accelerator
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import new_trainer, run_job
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=4", "train.log_every=1", "data.flip=true"]
 CPU = torch.device("cpu")

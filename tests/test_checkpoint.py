@@ -13,14 +13,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from slimdpm.checkpoint import checkpoints, load_checkpoint
-from slimdpm.display import Display
-from slimdpm.distill import Distiller
-from slimdpm.errors import SlimdpmError
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
-from slimdpm.results import Results
-from slimdpm.run import RunFolder
+from slimdpm.method.distiller import Distiller
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display
+from slimdpm.training.checkpoint import checkpoints, load_checkpoint
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
+from slimdpm.training.student_folder import Results
 
 STATE = ("student", "ema", "aligners", "optimizer")
 SETTINGS = [*TRIAL, "student.width=8", "train.checkpoint_every=2", "train.log_every=1", "train.keep=3"]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import slimdpm
 from slimdpm import SlimdpmError
-from slimdpm.cli import app
+from slimdpm.cli.main import app
 
 QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
 

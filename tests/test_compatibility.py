@@ -27,9 +27,9 @@ from slimdpm import (
     load_pipeline,
     slim,
 )
-from slimdpm.profile import example_inputs
-from slimdpm.slimming import Budget, plan_student
-from slimdpm.teachers import load_teacher
+from slimdpm.method.networks import example_inputs
+from slimdpm.method.slimming import Budget, plan_student
+from slimdpm.pipelines.teacher import load_teacher
 
 
 class Lora(nn.Module):

@@ -14,18 +14,20 @@ from slimdpm import ClassConditionalLDMPipeline, ClassEmbedder, Request, Slimdpm
 from slimdpm.analysis.analyze import Settings as AnalysisSettings
 from slimdpm.analysis.analyze import analyze
 from slimdpm.conditioning import ClassLabels, Guidance
-from slimdpm.distill import Distiller
-from slimdpm.fingerprint import fingerprint
-from slimdpm.job import plan_job, run_job
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.open_source import open_source
+from slimdpm.method.cost import measure
+from slimdpm.method.distiller import Distiller
+from slimdpm.method.presets import find_network
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
-from slimdpm.pictures import write_samples
-from slimdpm.presets import find_network
-from slimdpm.profile import measure
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import image_generators
-from slimdpm.sources import Arrays, open_source
-from slimdpm.teachers import shell_of
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.hashing import fingerprint
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=2"]
 

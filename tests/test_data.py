@@ -5,18 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from slimdpm.data import (
-    Decoder,
-    StreamBatches,
-    TrainingStream,
-    prepare_images,
-    to_model_range,
-    to_pixels,
-    training_loader,
-)
-from slimdpm.errors import SlimdpmError
-from slimdpm.images import grid, pixels, square, upright
-from slimdpm.sources import Arrays, open_source
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.images import grid, pixels, square, to_model_range, to_pixels, upright
+from slimdpm.data.open_source import open_source
+from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
+from slimdpm.system.errors import SlimdpmError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

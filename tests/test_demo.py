@@ -4,11 +4,11 @@ import pytest
 from PIL import Image
 
 from slimdpm import demo
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.demo_photographs import HELD_OUT, TRAINING, demo_source
 from slimdpm.demo import demo_recipe, lite_recipe, run_demo
-from slimdpm.demo_data import HELD_OUT, TRAINING, demo_source
-from slimdpm.job import plan_job
-from slimdpm.sources import Arrays
-from slimdpm.teachers import ASSETS, load_pipeline
+from slimdpm.pipelines.loading import ASSETS, load_pipeline
+from slimdpm.training.plan import plan_job
 
 
 def test_the_students_cost_the_same_within_half_a_percent_and_an_eighth_of_the_teacher():

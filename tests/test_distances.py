@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from slimdpm.errors import SlimdpmError
 from slimdpm.metrics import distances
 from slimdpm.metrics.distances import Moments, frechet_distance, moments
 from slimdpm.metrics.intervals import draw, from_influence, from_jackknife
-from slimdpm.metrics.reference import load_moments, save_moments
+from slimdpm.metrics.moments_files import load_moments, save_moments
 from slimdpm.metrics.scores import _measure, _Reference
+from slimdpm.system.errors import SlimdpmError
 
 
 @pytest.fixture

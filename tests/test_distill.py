@@ -8,11 +8,11 @@ from conftest import TINY, TINY_CONDITION, TINY_RESNET
 from diffusers import DDPMScheduler, UNet2DModel
 
 from slimdpm import SpectralUNet2DModel
-from slimdpm.distill import Distiller, LossSettings, TappedStudent
-from slimdpm.errors import SlimdpmError
-from slimdpm.features import FeatureTaps, block_names, match_features, tap_shapes
-from slimdpm.losses import frequency_loss, min_snr_weight, spatial_loss, spectral_weight
-from slimdpm.process import Process
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.features import FeatureTaps, block_names, match_features, tap_shapes
+from slimdpm.method.forward_process import Process
+from slimdpm.method.losses import LossSettings, frequency_loss, min_snr_weight, spatial_loss, spectral_weight
+from slimdpm.system.errors import SlimdpmError
 
 TEACHER = {**TINY, "_class_name": "UNet2DModel"}
 STUDENT = {**TINY, "block_out_channels": (8, 16), "_class_name": "SpectralUNet2DModel"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimdpm.presets import find_network
-from slimdpm.recipe import flatten, load_recipe, validate
+from slimdpm.method.presets import find_network
+from slimdpm.recipe_file import flatten, load_recipe, validate
 
 ROOT = Path(__file__).parent.parent
 BY_TASK = {"student.kind", "student.ratio", "student.init", "train.snr_gamma"}  # their defaults depend on the task

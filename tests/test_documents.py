@@ -12,13 +12,13 @@ import pytest
 import yaml
 from conftest import TINY
 
-from slimdpm import cli
-from slimdpm.documents import parse_json, parse_yaml, read_bytes, read_json, read_yaml
-from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.job import plan_job
-from slimdpm.profile import build, check_config
-from slimdpm.recipe import load_recipe
-from slimdpm.text import one_line
+from slimdpm.cli import main as cli
+from slimdpm.method.networks import build, check_config
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.documents import parse_json, parse_yaml, read_bytes, read_json, read_yaml
+from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.text import one_line
+from slimdpm.training.plan import plan_job
 
 NESTED = "[" * 300 + "]" * 300
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
@@ -208,7 +208,11 @@ def test_slips_on_the_command_line_are_one_line(words, message, monkeypatch, cap
 @pytest.mark.parametrize("loading", [True, False])
 def test_ctrl_c_is_one_line_also_while_libraries_load_and_a_run_is_planned(loading, tmp_path):
     """The process says when it is there: at its start, or in the middle of planning."""
-    spot = "sys.meta_path.insert(0, Spot())" if loading else "import slimdpm.job; slimdpm.job.load_teacher = wait"
+    spot = (
+        "sys.meta_path.insert(0, Spot())"
+        if loading
+        else "import slimdpm.training.plan; slimdpm.training.plan.load_teacher = wait"
+    )
     program = f"""
 import sys, time
 def wait(*args, **kwargs):

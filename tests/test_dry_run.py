@@ -14,14 +14,15 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from slimdpm import SlimdpmError
-from slimdpm.cli import app
-from slimdpm.distill import Distiller, TappedStudent
-from slimdpm.dry_run import forecast, labelled, lines
-from slimdpm.job import plan_job
-from slimdpm.memory import estimate_memory
-from slimdpm.profile import build, measure
-from slimdpm.recipe import load_recipe
-from slimdpm.sources import Arrays
+from slimdpm.cli.main import app
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.cost import measure
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.networks import build
+from slimdpm.recipe_file import load_recipe
+from slimdpm.training.dry_run import forecast, labelled, lines
+from slimdpm.training.memory import estimate_memory
+from slimdpm.training.plan import plan_job
 
 
 def invoke(*arguments):

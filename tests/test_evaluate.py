@@ -13,13 +13,13 @@ from conftest import latent_pipeline, launch
 from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
-from slimdpm.cli import app
-from slimdpm.errors import SlimdpmError
+from slimdpm.cli.main import app
 from slimdpm.metrics import collect as collecting
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, evaluate
 from slimdpm.metrics.extractors import load_extractor
-from slimdpm.sharing import claim
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.shared_work import claim
 
 
 class Features(torch.nn.Module):
@@ -113,7 +113,7 @@ def test_an_evaluation_that_was_stopped_makes_only_what_is_missing(place, tmp_pa
 def test_samples_are_found_again_by_another_process(place):
     """Sets have another order in each process, and diffusers makes a list of one in the config of a scheduler."""
     code = (
-        "from slimdpm.loading import load_pipeline; from slimdpm.metrics.collect import Generated; "
+        "from slimdpm.pipelines.loading import load_pipeline; from slimdpm.metrics.collect import Generated; "
         f"print(Generated('x', load_pipeline({str(place / 'model')!r}), 4, 5, 'dpm++').key)"
     )
     keys = {

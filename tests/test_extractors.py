@@ -8,11 +8,11 @@ import pytest
 import torch
 from skimage import data
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.images import pixels, square, upright
+from slimdpm.data.images import pixels, square, upright
 from slimdpm.metrics import inception
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.metrics.inception import InceptionV3, load_inception, resize_like_tensorflow_1
+from slimdpm.system.errors import SlimdpmError
 
 
 @pytest.mark.parametrize("size", [(5, 7), (32, 32), (40, 31)])

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 from safetensors import SafetensorError
 
-from slimdpm import files
-from slimdpm.data import Decoder, prepare_images
-from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import (
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.open_source import open_source
+from slimdpm.metrics.collect import collect
+from slimdpm.system import files
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import (
     atomic_file,
     atomic_folder,
     digest_files,
@@ -25,8 +26,7 @@ from slimdpm.files import (
     write_sealed,
     write_text,
 )
-from slimdpm.metrics.collect import collect
-from slimdpm.sources import open_source
+from slimdpm.system.progress import Display
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slimdpm.annotations import captions_of, labels_of
 from slimdpm.conditioning.classes import ClassLabels
-from slimdpm.errors import SlimdpmError
+from slimdpm.data.labels import captions_of, labels_of
+from slimdpm.data.open_source import open_source
 from slimdpm.recipe import DataRecipe
-from slimdpm.sources import open_source
+from slimdpm.system.errors import SlimdpmError
 
 
 def draw(root, *names):
@@ -234,7 +234,7 @@ def test_a_csv_line_with_too_many_values(tmp_path):
 
 
 def test_captions_of_arrays_may_be_lists():
-    from slimdpm.sources import Arrays
+    from slimdpm.data.arrays import Arrays
 
     images = np.zeros((2, 4, 4, 3), np.uint8)
     assert captions_of(Arrays(images, texts=[["a", "b"], ["c", "d"]])) == ["a", "c"]

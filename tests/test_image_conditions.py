@@ -18,19 +18,21 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
-from slimdpm.cli import app
-from slimdpm.conditioning import EXTRA, Guidance
+from slimdpm.cli.main import app
+from slimdpm.conditioning import Guidance
 from slimdpm.conditioning.image import random_mask
-from slimdpm.dry_run import forecast
-from slimdpm.fingerprint import fingerprint
-from slimdpm.job import plan_job, run_job
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.networks import EXTRA
+from slimdpm.method.presets import find_network
 from slimdpm.metrics.evaluate import Settings, _request
-from slimdpm.pictures import write_samples
-from slimdpm.presets import find_network
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import image_generators
-from slimdpm.sources import Arrays
-from slimdpm.teachers import shell_of
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.hashing import fingerprint
+from slimdpm.training.dry_run import forecast
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 pytest.importorskip("transformers")
 

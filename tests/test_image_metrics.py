@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
-from slimdpm.demo_data import demo_source
+from slimdpm.data.demo_photographs import demo_source
 from slimdpm.metrics import sliced
 from slimdpm.metrics.intervals import Measured, draw, from_mean
 from slimdpm.metrics.sliced import laplacian_pyramid, patches, sliced_wasserstein

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slimdpm.data import Decoder, prepare_images
-from slimdpm.images import FORMATS, open_image, pixels, square, upright
-from slimdpm.sources import open_source
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.images import FORMATS, open_image, pixels, square, upright
+from slimdpm.data.open_source import open_source
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n(proof) (w) file\n%%EOF\n"
 

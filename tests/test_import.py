@@ -20,11 +20,11 @@ from test_cli import invoke, slimdpm_command
 from test_originals import YAMLS, original, reduced
 
 from slimdpm import load_pipeline
-from slimdpm.errors import SlimdpmError
 from slimdpm.originals import convert_checkpoint, import_checkpoint, import_single_file
 from slimdpm.originals.reading import read_tensors
 from slimdpm.pipelines import ClassConditionalLDMPipeline
-from slimdpm.teachers import shell_of
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.system.errors import SlimdpmError
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_originals import original, reduced
 
 from slimdpm import load_pipeline
-from slimdpm.errors import SlimdpmError
 from slimdpm.originals import convert_checkpoint, import_checkpoint, import_single_file
 from slimdpm.originals.importing import Parts
 from slimdpm.originals.reading import read_tensors
+from slimdpm.system.errors import SlimdpmError
 
 WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
 

@@ -14,12 +14,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
-from slimdpm.cli import app
-from slimdpm.errors import SlimdpmError
-from slimdpm.inherit import inheritable, inherited_weights
-from slimdpm.job import plan_job, run_job
-from slimdpm.profile import example_inputs
-from slimdpm.recipe import load_recipe
+from slimdpm.cli.main import app
+from slimdpm.method.inherit import inheritable, inherited_weights
+from slimdpm.method.networks import example_inputs
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 CASES = {
     "plain": (UNet2DModel, {**TINY, "num_class_embeds": 3}),

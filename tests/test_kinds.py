@@ -16,10 +16,11 @@ from diffusers import (
 from safetensors.torch import load_file
 
 from slimdpm import ClassConditionalLDMPipeline, Request, load_pipeline, sample_images
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import image_generators
-from slimdpm.sources import Arrays
+from slimdpm.data.arrays import Arrays
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.recipe_file import load_recipe
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 from slimdpm.unet import FixedHeadsUNet2DModel
 
 QUICK = [*TRIAL, "train.checkpoint_every=2"]

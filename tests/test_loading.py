@@ -10,9 +10,9 @@ from conftest import TINY, latent_pipeline, text_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
 
 from slimdpm import load_pipeline
-from slimdpm.errors import SlimdpmError
-from slimdpm.loading import checked_index
-from slimdpm.teachers import load_teacher
+from slimdpm.pipelines.loading import checked_index
+from slimdpm.pipelines.teacher import load_teacher
+from slimdpm.system.errors import SlimdpmError
 
 
 def edit(file, **values):

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from slimdpm.losses import (
+from slimdpm.method.forward_process import Process
+from slimdpm.method.losses import (
     FLOOR,
     denoising_loss,
     frequency_loss,
@@ -15,7 +16,6 @@ from slimdpm.losses import (
     spatial_loss,
     spectral_weight,
 )
-from slimdpm.process import Process
 from slimdpm.wavelet import haar_dwt2
 
 PAIRS = [((2, 5, 8, 8), (2, 5, 8, 8)), ((2, 3, 6, 4), (2, 3, 6, 4)), ((2, 7, 5, 7), (2, 7, 5, 7))]

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slimdpm.annotations import captions_of, labels_of
 from slimdpm.api import _data_name
-from slimdpm.cache.content import content_of
-from slimdpm.data import Decoder, StreamBatches, TrainingStream, prepare_images, training_loader
-from slimdpm.errors import SlimdpmError
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.labels import captions_of, labels_of
+from slimdpm.data.open_source import open_source
+from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.metrics.collect import Given
-from slimdpm.sources import Arrays, open_source
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.hashing import content_of
 
 
 def png():
@@ -152,7 +154,7 @@ def test_arrays_that_cannot_be(tmp_path, ending, content):
 
 
 def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("slimdpm.arrays._LARGE", 2**20)  # a bomb of megabytes is made faster
+    monkeypatch.setattr("slimdpm.data.arrays._LARGE", 2**20)  # a bomb of megabytes is made faster
     for name, told in (("labels.npy", "labels"), ("arr_0.npy", "arr_0")):
         with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("images.npy", GOOD if name == "labels.npy" else header((3,)) + b"abc")

@@ -6,9 +6,9 @@ import torch
 from conftest import TINY
 from diffusers import DDPMScheduler, UNet2DModel
 
-from slimdpm.analysis.spectrum import radial_spectrum
+from slimdpm.method.forward_process import Process
 from slimdpm.metrics.denoising import denoising_errors, upper_half
-from slimdpm.process import Process
+from slimdpm.metrics.spectrum import radial_spectrum
 
 
 def planted(slope, size, count, rng):

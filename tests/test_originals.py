@@ -10,14 +10,15 @@ import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel, VQModel
 
 from slimdpm import load_pipeline
-from slimdpm.job import plan_job, run_job
+from slimdpm.method.cost import measure
+from slimdpm.method.presets import PRESETS
 from slimdpm.originals import convert_checkpoint, import_checkpoint
 from slimdpm.originals.settings import read_settings
 from slimdpm.originals.unet import unet_config
-from slimdpm.presets import PRESETS
-from slimdpm.profile import measure
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import sample_images
+from slimdpm.pipelines.sampling import sample_images
+from slimdpm.recipe_file import load_recipe
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DModel
 
 YAMLS = Path(__file__).parent / "originals"

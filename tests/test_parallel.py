@@ -11,12 +11,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from slimdpm import SpectralUNet2DModel
-from slimdpm.distill import Distiller, TappedStudent
-from slimdpm.errors import SlimdpmError
-from slimdpm.features import match_features
-from slimdpm.process import Process
-from slimdpm.recipe import validate
-from slimdpm.training import split_batch
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.features import match_features
+from slimdpm.method.forward_process import Process
+from slimdpm.recipe_file import validate
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.training.accelerator import split_batch
 
 STUDENT = {**TINY, "block_out_channels": (8, 16)}
 

@@ -10,8 +10,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.process import PREDICTIONS, Process, comparison_kind, config_of
+from slimdpm.method.forward_process import PREDICTIONS, Process, comparison_kind, config_of
+from slimdpm.system.errors import SlimdpmError
 
 T = torch.tensor([0, 10, 500, 999])
 

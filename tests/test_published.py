@@ -6,8 +6,8 @@ from diffusers import DiffusionPipeline
 from published import CONFIGS, write_images, write_pipeline
 
 from slimdpm import slim
-from slimdpm.loading import load_pipeline
-from slimdpm.profile import measure_model
+from slimdpm.method.cost import measure_model
+from slimdpm.pipelines.loading import load_pipeline
 
 SMALL = {
     "train.batch_size": 2, "train.trackers": [], "samples.count": 1, "samples.steps": 2, "data.workers": 0,
@@ -53,7 +53,7 @@ def test_a_pipeline_with_an_image_processor_is_read_again(tmp_path):
 
 
 def test_every_published_teacher_is_of_a_supported_kind():
-    from slimdpm.loading import _RENAMED, PIPELINES
+    from slimdpm.pipelines.loading import _RENAMED, PIPELINES
 
     for entry in CONFIGS.values():
         name = entry["files"]["model_index.json"]["_class_name"]

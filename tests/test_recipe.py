@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.recipe import differences, load_recipe, validate
+from slimdpm.recipe_file import differences, load_recipe, validate
+from slimdpm.system.errors import SlimdpmError
 
 DATA = {"data": {"path": "photos"}}
 

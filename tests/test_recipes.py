@@ -9,13 +9,14 @@ import torch
 from conftest import AUTOENCODER, text_config, tiny_tokenizer
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
-from slimdpm.job import plan_job
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.cost import measure
+from slimdpm.method.networks import build
+from slimdpm.method.presets import PRESETS
 from slimdpm.originals import outline
-from slimdpm.presets import PRESETS
-from slimdpm.profile import build, measure
-from slimdpm.recipe import load_recipe
-from slimdpm.sources import Arrays
-from slimdpm.training import split_batch
+from slimdpm.recipe_file import load_recipe
+from slimdpm.training.accelerator import split_batch
+from slimdpm.training.plan import plan_job
 
 ROOT = Path(__file__).parent.parent
 ORIGINALS = {

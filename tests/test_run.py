@@ -26,13 +26,14 @@ from rich.console import Console
 from torch.utils._pytree import tree_flatten
 
 from slimdpm import ClassConditionalLDMPipeline
-from slimdpm.display import Display
-from slimdpm.distill import Distiller
-from slimdpm.errors import SlimdpmError
-from slimdpm.job import new_trainer, plan_job, run_job
-from slimdpm.parallel import make_accelerator, where
-from slimdpm.recipe import load_recipe, read_recipe
-from slimdpm.run import RunFolder
+from slimdpm.method.distiller import Distiller
+from slimdpm.recipe_file import load_recipe, read_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display
+from slimdpm.training.accelerator import make_accelerator, where
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import new_trainer, run_job
 
 SETTINGS = [*TRIAL, "student.width=8", "train.log_every=1"]
 

@@ -20,14 +20,16 @@ from diffusers import (
 )
 from PIL import Image
 
-from slimdpm import SlimdpmError, SpectralUNet2DModel, pictures, sample_images
-from slimdpm.job import plan_job
-from slimdpm.loading import load_pipeline
-from slimdpm.pictures import write_samples
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import SCHEDULERS, make_scheduler, probe, sample_batches
-from slimdpm.sharing import claim
-from slimdpm.teachers import new_shell, shell_of
+from slimdpm.pipelines import sample_files as pictures
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe, sample_batches, sample_images
+from slimdpm.pipelines.shell import new_shell, shell_of
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.shared_work import claim
+from slimdpm.training.plan import plan_job
+from slimdpm.unet import SpectralUNet2DModel
 
 
 @pytest.fixture(scope="module")

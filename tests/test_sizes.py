@@ -30,22 +30,24 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from slimdpm import ClassConditionalLDMPipeline
-from slimdpm.analysis.spectrum import radial_spectrum, ring_powers
-from slimdpm.cli import app
+from slimdpm.cli.main import app
 from slimdpm.conditioning import Request, conditioning_of
-from slimdpm.data import Decoder, prepare_images
-from slimdpm.errors import SlimdpmError
-from slimdpm.images import on_white, pixels, square, upright
-from slimdpm.job import plan_job, run_job
-from slimdpm.losses import frequency_loss, spectral_weight
+from slimdpm.data.arrays import Arrays
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.images import on_white, pixels, square, upright
+from slimdpm.data.open_source import open_source
+from slimdpm.method.cost import measure
+from slimdpm.method.losses import frequency_loss, spectral_weight
 from slimdpm.metrics.evaluate import Settings, evaluate
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.metrics.sliced import laplacian_pyramid, patches
-from slimdpm.pictures import write_samples
-from slimdpm.profile import measure
-from slimdpm.recipe import load_recipe
-from slimdpm.sizes import described, nearest, size_of
-from slimdpm.sources import Arrays, open_source
+from slimdpm.metrics.spectrum import radial_spectrum, ring_powers
+from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.sizes import described, nearest, size_of
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 4), dtype=np.uint8)
 WIDE = {"sample_size": [48, 64], "block_out_channels": (8, 16)}

@@ -7,10 +7,11 @@ import torch
 from conftest import TINY, TINY_RESNET
 from torch import nn
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.presets import PRESETS, find_network
-from slimdpm.profile import build, measure, measure_model
-from slimdpm.slimming import Budget, plan_student
+from slimdpm.method.cost import measure, measure_model
+from slimdpm.method.networks import build
+from slimdpm.method.presets import PRESETS, find_network
+from slimdpm.method.slimming import Budget, plan_student
+from slimdpm.system.errors import SlimdpmError
 
 TEACHER = {**TINY, "block_out_channels": (64, 128), "norm_num_groups": 16, "_class_name": "UNet2DModel"}
 

@@ -23,14 +23,15 @@ from typer.testing import CliRunner
 
 import slimdpm
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
-from slimdpm.cache import samples
-from slimdpm.cache.samples import prepare_samples
-from slimdpm.cli import app
-from slimdpm.display import Display
-from slimdpm.distill import Distiller
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
-from slimdpm.run import RunFolder
+from slimdpm.cache import teacher_samples as samples
+from slimdpm.cache.teacher_samples import prepare_samples
+from slimdpm.cli.main import app
+from slimdpm.method.distiller import Distiller
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.progress import Display
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=3", "data.samples.count=10", "data.samples.steps=2"]
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def command(teacher, folder, *more):
 
 def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
     arguments = command(teacher_folder, tmp_path / "run", "data.samples.steps=10")
-    second = struck(signal.SIGKILL, "cache.store:Store._write", "args[0][0] == 64", *arguments[2:])
+    second = struck(signal.SIGKILL, "system.tensor_store:Store._write", "args[0][0] == 64", *arguments[2:])
     assert subprocess.run(second, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == -9
     there = contents(tmp_path / "run/cache")
     assert len(there) == 1

@@ -21,12 +21,14 @@ from diffusers import (
 )
 
 from slimdpm import SpectralUNet2DModel, load_pipeline, sample_images
-from slimdpm.errors import SlimdpmError
-from slimdpm.fingerprint import fingerprint
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import image_generators
-from slimdpm.teachers import load_teacher, new_shell, shell_of
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.pipelines.shell import new_shell, shell_of
+from slimdpm.pipelines.teacher import load_teacher
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.hashing import fingerprint
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 QUICK = [
     "distill.pairs=auto",
@@ -65,7 +67,7 @@ def test_loading_a_good_pipeline_warns_of_nothing(tmp_path):
             load_pipeline(tmp_path / str(number))
             assert not warned
             DiffusionPipeline.from_pretrained(tmp_path / "0")
-            assert warned, "diffusers does not warn any more: the filter in slimdpm.loading can go"
+            assert warned, "diffusers does not warn any more: the filter in slimdpm.pipelines.loading can go"
             warned.clear()
     finally:
         logger.removeHandler(handler)

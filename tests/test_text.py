@@ -12,15 +12,16 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from safetensors.torch import load_file
 
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
-from slimdpm.distill import Distiller
-from slimdpm.fingerprint import fingerprint
-from slimdpm.job import plan_job, run_job
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.distiller import Distiller
 from slimdpm.metrics.evaluate import Settings, _request
-from slimdpm.pictures import write_samples
-from slimdpm.recipe import load_recipe
-from slimdpm.sampling import image_generators
-from slimdpm.sources import Arrays
-from slimdpm.teachers import shell_of
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.hashing import fingerprint
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 pytest.importorskip("transformers")
 
@@ -185,7 +186,7 @@ def test_evaluation_takes_the_captions_of_the_real_images(quiet):
 
 def test_without_transformers_the_extra_is_named(quiet, tmp_path, monkeypatch):
     quiet(text_pipeline).save_pretrained(tmp_path / "teacher")
-    monkeypatch.setattr("slimdpm.loading.is_transformers_available", lambda: False)
+    monkeypatch.setattr("slimdpm.pipelines.loading.is_transformers_available", lambda: False)
     with pytest.raises(SlimdpmError, match=r"needs the package transformers: pip install slimdpm\[text\]"):
         load_pipeline(tmp_path / "teacher")
 

@@ -15,13 +15,14 @@ from conftest import LONG, TINY, TRIAL, struck
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from slimdpm.checkpoint import checkpoints
-from slimdpm.distill import Distiller, TappedStudent
-from slimdpm.errors import SlimdpmError
-from slimdpm.features import match_features
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import load_recipe
-from slimdpm.run import RunFolder
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.features import match_features
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.training.checkpoint import checkpoints
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 QUICK = [
     *TRIAL,
@@ -108,7 +109,7 @@ def run_command(folder, *options, number=None, step=0):
     arguments = ["slim", "-o", str(folder), *options]
     command = [sys.executable, "-m", "slimdpm.cli", *arguments]
     if number is not None:
-        command = struck(number, "training:Trainer._draw", f"self.state.step == {step}", *arguments)
+        command = struck(number, "training.trainer:Trainer._draw", f"self.state.step == {step}", *arguments)
     return subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=LONG)
 
 

@@ -9,17 +9,19 @@ from conftest import AUTOENCODER, TINY
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, load_pipeline, sample_images
-from slimdpm.fingerprint import fingerprint
-from slimdpm.job import plan_job, run_job
-from slimdpm.presets import PRESETS
-from slimdpm.profile import measure
-from slimdpm.recipe import load_recipe
-from slimdpm.run import RunFolder
-from slimdpm.sampling import image_generators
-from slimdpm.slimming import Budget, plan_student
-from slimdpm.sources import Arrays
-from slimdpm.teachers import load_teacher, shell_of
-from slimdpm.transformer import TransformerDenoiser
+from slimdpm.data.arrays import Arrays
+from slimdpm.method.cost import measure
+from slimdpm.method.dit import TransformerDenoiser
+from slimdpm.method.presets import PRESETS
+from slimdpm.method.slimming import Budget, plan_student
+from slimdpm.pipelines.denoise import image_generators
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.pipelines.teacher import load_teacher
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.hashing import fingerprint
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 CONFIG = {
     "num_attention_heads": 2,

@@ -15,7 +15,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
-from slimdpm.profile import example_inputs
+from slimdpm.method.networks import example_inputs
 from slimdpm.unet import FixedHeadsUNet2DModel
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp, record_gates
 

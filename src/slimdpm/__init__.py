@@ -9,11 +9,11 @@ The method is Spectral Diffusion, from "Diffusion Probabilistic Model Made Slim"
 
 from slimdpm.api import slim, train
 from slimdpm.conditioning import Request
-from slimdpm.errors import SlimdpmError
+from slimdpm.method.presets import PRESETS
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
-from slimdpm.presets import PRESETS
-from slimdpm.sampling import sample_images
-from slimdpm.teachers import load_pipeline
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.pipelines.sampling import sample_images
+from slimdpm.system.errors import SlimdpmError
 
 # Eagerly: diffusers loads a saved student through `sys.modules["slimdpm.unet"]`.
 from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel

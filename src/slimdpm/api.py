@@ -10,13 +10,15 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from slimdpm.cache.content import short
-from slimdpm.display import Display
-from slimdpm.errors import blamed
-from slimdpm.job import plan_job, run_job
-from slimdpm.recipe import TEACHER, load_recipe
-from slimdpm.sizes import Size
-from slimdpm.sources import open_source
+from slimdpm.data.open_source import open_source
+from slimdpm.recipe import TEACHER
+from slimdpm.recipe_file import load_recipe
+from slimdpm.system.errors import blamed
+from slimdpm.system.hashing import short
+from slimdpm.system.progress import Display
+from slimdpm.system.sizes import Size
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 
 def slim(

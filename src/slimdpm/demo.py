@@ -12,19 +12,22 @@ import torch
 from diffusers import DiffusionPipeline
 from rich.table import Table
 
-from slimdpm.data import to_model_range
-from slimdpm.demo_data import demo_source
-from slimdpm.display import Display
-from slimdpm.images import grid
-from slimdpm.job import Job, plan_job, run_job
+from slimdpm.data.demo_photographs import demo_source
+from slimdpm.data.images import grid, save_picture, to_model_range
+from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import denoising_errors
-from slimdpm.profile import Cost
-from slimdpm.recipe import Recipe, load_recipe
-from slimdpm.report import Entry, Report, machine_facts, write_report
-from slimdpm.results import save_picture
-from slimdpm.run import RunFolder
-from slimdpm.sampling import sample_images
-from slimdpm.teachers import ASSETS, load_pipeline, shell_of
+from slimdpm.pipelines.loading import ASSETS, load_pipeline
+from slimdpm.pipelines.sampling import sample_images
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.recipe import Recipe
+from slimdpm.recipe_file import load_recipe
+from slimdpm.report.page import Entry, Report, write_report
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.progress import Display
+from slimdpm.training.job import Job
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
 
 SAMPLES = 64
 SAMPLE_STEPS = 25

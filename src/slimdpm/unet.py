@@ -10,12 +10,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
-from torch import nn
+from torch import Tensor, nn
 
 from slimdpm.wavelet import LOW_PASS, Gates, WaveletGatingDown, WaveletGatingUp
 
@@ -159,3 +159,22 @@ class FixedHeadsUNet2DModel(UNet2DModel):
                 module.heads = num_attention_heads
                 module.scale = (module.inner_dim // num_attention_heads) ** -0.5
                 module.sliceable_head_dim = num_attention_heads
+
+
+class ClassEmbedder(ModelMixin, ConfigMixin):
+    """A class as one token for cross-attention, as in the ImageNet model of latent diffusion (arXiv 2112.10752).
+
+    Args:
+        num_classes: rows of the embedding, the null class included.
+        embedding_dim: the U-Net's ``cross_attention_dim``.
+        null_class: the row that stands for no class, or None.
+    """
+
+    @register_to_config
+    def __init__(self, num_classes: int = 1001, embedding_dim: int = 512, null_class: int | None = 1000):
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, embedding_dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Labels ``(B,)`` as tokens ``(B, 1, D)``."""
+        return self.embedding(labels)[:, None]

@@ -114,7 +114,7 @@ def build(folder: Path, quick: bool = False) -> Base:
 
 def command(words: list[Any]) -> None:
     """In this process; raises whatever goes wrong."""
-    from slimdpm.cli import app
+    from slimdpm.cli.main import app
 
     app([str(word) for word in words], standalone_mode=False)
 

@@ -110,7 +110,7 @@ def unreadable(rng: Random, folder: Path, base: Base) -> Case:
     def call() -> Any:
         os.setgid(65534)
         os.setuid(65534)
-        from slimdpm import cli
+        from slimdpm.cli import main as cli
 
         return cli.original_app([str(w) for w in words], standalone_mode=False)  # type: ignore[attr-defined]
 
@@ -133,7 +133,7 @@ def few_handles(rng: Random, folder: Path, base: Base) -> Case:
     def call() -> Any:
         import signal
 
-        from slimdpm import cli
+        from slimdpm.cli import main as cli
 
         if handles is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (handles, handles))

@@ -70,9 +70,9 @@ def squares_of(images: Path, cache: Path) -> np.ndarray | None:
     """What training keeps of a folder; the broken ones are said."""
     from rich.console import Console
 
-    from slimdpm.data import Decoder, prepare_images
-    from slimdpm.display import Display
-    from slimdpm.sources import open_source
+    from slimdpm.data.dataset import Decoder, prepare_images
+    from slimdpm.data.open_source import open_source
+    from slimdpm.system.progress import Display
 
     cache.mkdir()
     found = prepare_images(open_source(str(images)), Decoder(SIZE), cache=cache)

@@ -15,7 +15,7 @@ from .mutate import mutated, nested, places, scarred, wild, wild_word
 
 def recipe(base: Base) -> dict[str, Any]:
     """Every key, with its default or a value that fits the tiny teacher."""
-    from slimdpm.recipe import load_recipe
+    from slimdpm.recipe_file import load_recipe
 
     file = load_recipe(None, [*QUICK, f"teacher={base.teacher('pixel')}", f"data.path={base.images}", "train.steps=1"])
     return file.model_dump(mode="json")

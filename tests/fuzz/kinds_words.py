@@ -20,7 +20,6 @@ COMMANDS = [
     "analyze",
     "demo",
     "reproduce complexity",
-    "reproduce ablation",
 ]
 OPTIONS = {
     "slim": [
@@ -79,7 +78,6 @@ OPTIONS = {
     ],
     "analyze": ["--against", "--compare", "-n", "--samples", "--steps", "--scheduler", "--seed", "--device"],
     "demo": ["--seed", "--steps"],
-    "reproduce ablation": ["--size", "--teacher", "--group", "--seeds"],
     "reproduce complexity": ["--json"],
 }
 
@@ -138,7 +136,6 @@ def _whole(command: str, folder: Path, base: Base) -> list[Any]:
             out,
         ],
         "demo": ["demo", "too-much", "-o", out],
-        "reproduce ablation": ["reproduce", "ablation", base.images, "-o", out],
         "reproduce complexity": ["reproduce", "complexity"],
     }[command]
 
@@ -162,7 +159,7 @@ def words(rng: Random, folder: Path, base: Base) -> Case:
     """A word too many, too few, or another one."""
     command = rng.choice(COMMANDS)
     there = _whole(command, folder, base)
-    if command in ("demo", "reproduce ablation"):
+    if command == "demo":
         there = [*there, "--nothing"]
     at, how = rng.randrange(len(there)), rng.randrange(4)
     if how == 0:

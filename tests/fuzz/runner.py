@@ -64,11 +64,11 @@ def warm() -> None:
 
     import slimdpm.analysis.analyze
     import slimdpm.cli
-    import slimdpm.job
     import slimdpm.metrics.evaluate
     import slimdpm.originals
-    import slimdpm.pictures
-    import slimdpm.report
+    import slimdpm.pipelines.sample_files
+    import slimdpm.report.page
+    import slimdpm.training.plan
 
     for family in (diffusers, transformers):
         for name in ("CLIPTextModel", "CLIPTokenizer", "UNet2DModel", "VQModel", "DDIMScheduler", "DDPMPipeline"):
@@ -93,7 +93,7 @@ def rehearse(base: Base, folder: Path) -> None:
     ]
     if base.quick:
         commands = [commands[0], commands[4]]
-    import slimdpm.dry_run as dry_run
+    import slimdpm.training.dry_run as dry_run
 
     estimate = dry_run.estimate_memory
 
@@ -120,7 +120,7 @@ def spare() -> None:
     report's figures, and the simulated step behind a dry run's estimate of memory."""
     import matplotlib.figure
 
-    import slimdpm.dry_run as dry_run
+    import slimdpm.training.dry_run as dry_run
 
     draw = matplotlib.figure.Figure.savefig
 

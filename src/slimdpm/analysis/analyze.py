@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from slimdpm.analysis.denoiser import Observation, observe
+from slimdpm.analysis.observation import Observation, observe
 from slimdpm.analysis.sections import (
     Section,
     data_section,
@@ -25,23 +25,26 @@ from slimdpm.analysis.sections import (
     sizes_section,
     theory_section,
 )
-from slimdpm.analysis.spectrum import Spectrum, radial_spectrum, ring_frequencies, ring_powers
 from slimdpm.conditioning import Conditioning, Request
-from slimdpm.data import Decoder, Images, prepare_images, to_model_range
-from slimdpm.display import Display
-from slimdpm.documents import read_text
-from slimdpm.errors import SlimdpmError
-from slimdpm.figures import svg_of
-from slimdpm.files import atomic_file, write_text
-from slimdpm.parallel import pick_device
-from slimdpm.profile import measure_model
-from slimdpm.report import machine_facts, put_analysis, template
-from slimdpm.run import RunFolder
-from slimdpm.sampling import probe, sample_images
-from slimdpm.sharing import check_folder
-from slimdpm.sizes import Size, briefly
-from slimdpm.sources import open_source
-from slimdpm.teachers import Shell, network_of, open_pipeline, shell_of
+from slimdpm.data.dataset import Decoder, Images, prepare_images
+from slimdpm.data.images import to_model_range
+from slimdpm.data.open_source import open_source
+from slimdpm.method.cost import measure_model
+from slimdpm.metrics.spectrum import Spectrum, radial_spectrum, ring_frequencies, ring_powers
+from slimdpm.pipelines.sampling import probe, sample_images
+from slimdpm.pipelines.shell import Shell, network_of, shell_of
+from slimdpm.pipelines.teacher import open_pipeline
+from slimdpm.report.figures import svg_of
+from slimdpm.report.page import put_analysis, template
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.documents import read_text
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import atomic_file, write_text
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.processes import pick_device
+from slimdpm.system.progress import Display
+from slimdpm.system.shared_work import check_folder
+from slimdpm.system.sizes import Size, briefly
 
 LEVELS = 17  # timesteps that are looked at
 

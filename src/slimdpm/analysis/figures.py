@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from slimdpm.analysis.denoiser import BANDS, Observation
-from slimdpm.analysis.spectrum import PowerLaw, Spectrum
-from slimdpm.figures import colour, frequency_ticks
+from slimdpm.analysis.observation import BANDS, Observation
+from slimdpm.metrics.spectrum import PowerLaw, Spectrum
+from slimdpm.report.figures import colour, frequency_ticks
 
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D")

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from slimdpm.analysis import figures
-from slimdpm.analysis.denoiser import BANDS, Observation
-from slimdpm.analysis.spectrum import Spectrum, fit_power_law
+from slimdpm.analysis.observation import BANDS, Observation
 from slimdpm.analysis.wiener import appearance, reconstruction_power, wiener_gain
+from slimdpm.metrics.spectrum import Spectrum, fit_power_law
 
 _STILL = 0.02  # a gate that moves less than this hardly moves
 

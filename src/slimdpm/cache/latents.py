@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdpm.cache.content import content_of, name_of, short
-from slimdpm.cache.store import Layout, Make, Notes, Store
-from slimdpm.data import Decoder, Images, check_readable, to_model_range
-from slimdpm.devices import resident
-from slimdpm.display import Display
-from slimdpm.sources import Source
-from slimdpm.teachers import Shell
+from slimdpm.data.dataset import Decoder, Images, check_readable
+from slimdpm.data.images import to_model_range
+from slimdpm.data.sources import Source
+from slimdpm.pipelines.shell import Shell
+from slimdpm.system.devices import resident
+from slimdpm.system.hashing import content_of, name_of, short
+from slimdpm.system.progress import Display
+from slimdpm.system.tensor_store import Layout, Make, Notes, Store
 
 _BATCH = 16  # images that are encoded at once: a part of what is computed, so always the same
 

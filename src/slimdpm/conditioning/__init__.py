@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimdpm.conditioning.base import EXTRA, Conditioning, Guidance, Request, Unconditional, call
+from slimdpm.conditioning.base import Conditioning, Guidance, Request, Unconditional
 from slimdpm.conditioning.classes import ClassLabels, class_labels_of, new_class_labels
 from slimdpm.conditioning.image import Editing, Inpainting
 from slimdpm.conditioning.text import Text
-from slimdpm.errors import SlimdpmError
-from slimdpm.sizes import Size
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.sizes import Size
 
 _WITH_IMAGES: dict[str, type[Text]] = {
     "StableDiffusionInpaintPipeline": Inpainting,
@@ -26,8 +26,8 @@ _WITH_IMAGES: dict[str, type[Text]] = {
 }
 
 __all__ = [
-    "EXTRA", "ClassLabels", "Conditioning", "Editing", "Guidance", "Inpainting", "Request", "Text", "Unconditional",
-    "call", "class_labels_of", "conditioning_of", "new_class_labels",
+    "ClassLabels", "Conditioning", "Editing", "Guidance", "Inpainting", "Request", "Text", "Unconditional",
+    "class_labels_of", "conditioning_of", "new_class_labels",
 ]  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def conditioning_of(pipeline: Any, network: Any, size: Size) -> Conditioning:
     """How a pipeline's network is conditioned.
 
     Args:
-        pipeline: any of `slimdpm.loading.PIPELINES`.
+        pipeline: any of `slimdpm.pipelines.loading.PIPELINES`.
         network: its U-Net, or what stands for one.
         size: of its images in pixels.
 

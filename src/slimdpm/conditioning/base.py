@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.sizes import Size
-
-if TYPE_CHECKING:
-    from slimdpm.cache.text import Embeddings
-
-Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them
-EXTRA = "extra_channels"  # among them, but no argument: channels (B, C', H, W) that follow the noisy sample's
+from slimdpm.method.networks import Inputs, call, map_inputs
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,18 @@ class Guidance:
         return null + self.scale * (given - null)
 
 
+class Embeddings(Protocol):
+    """Encoded texts by the texts themselves."""
+
+    def know(self, texts: Sequence[str]) -> bool:
+        """Whether all of these are kept."""
+
+    def of(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """``(N, ...)`` of each part, float32."""
+
+
 class Keeper(Protocol):
-    """Keeps what is made of different texts: see `slimdpm.cache.text.prepare_embeddings`."""
+    """Keeps what is made of different texts: see `slimdpm.cache.text_embeddings.prepare_embeddings`."""
 
     def embeddings(
         self, texts: Sequence[str], encode: Callable, encoders: Sequence[nn.Module], name: str
@@ -145,7 +150,7 @@ class Conditioning(Protocol):
         """What a batch gives the network.
 
         Args:
-            batch: with ``"conditions"``, a tensor or a list of B; see `slimdpm.data.TrainingStream`.
+            batch: with ``"conditions"``, a tensor or a list of B; see `slimdpm.data.stream.TrainingStream`.
             dropped: bool ``(B,)`` on the network's device: which ones the null condition replaces; None is none.
         """
 
@@ -225,19 +230,3 @@ class Unconditional:
 
     def facts(self, request: Request) -> dict[str, Any]:
         return {}
-
-
-def call(network: nn.Module, sample: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """A network's output ``(B, C, H, W)`` for a noisy sample and whatever else it is given."""
-    arguments = {name: value for name, value in inputs.items() if name != EXTRA}
-    if EXTRA in inputs:
-        sample = torch.cat([sample, inputs[EXTRA].to(sample)], dim=1)  # (B, C + C', H, W)
-    return network(sample, t, return_dict=False, **arguments)[0]
-
-
-def map_inputs(function: Callable[[Tensor, Tensor], Tensor], first: Inputs, second: Inputs) -> Inputs:
-    """The same inputs of two batches, put together tensor by tensor."""
-    return {
-        key: map_inputs(function, value, second[key]) if isinstance(value, dict) else function(value, second[key])
-        for key, value in first.items()
-    }

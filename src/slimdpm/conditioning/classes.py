@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from slimdpm.annotations import labels_of
-from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request
-from slimdpm.errors import SlimdpmError
-from slimdpm.sizes import Size
+from slimdpm.conditioning.base import Conditioning, Guidance, Keeper, Request
+from slimdpm.data.labels import labels_of
+from slimdpm.method.networks import Inputs
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.sizes import Size
+from slimdpm.unet import ClassEmbedder
 
 MISSING_LABELS = (
     "the network takes classes and the data has none: put the images into one folder for each class, or name the "
@@ -226,7 +228,6 @@ def new_class_labels(config: Mapping[str, Any], source: Any, seed: int) -> tuple
     if width is None:
         rows = config.get("num_class_embeds") or count + 1
         return ClassLabels(rows, rows - 1), {**config, "num_class_embeds": rows}
-    from slimdpm.pipelines import ClassEmbedder  # here: pipelines are made of what this module has
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from slimdpm.conditioning.base import EXTRA, Conditioning, Guidance, Inputs, Request
+from slimdpm.conditioning.base import Conditioning, Guidance, Request
 from slimdpm.conditioning.text import Text
-from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.images import open_image, pixels, square, upright
-from slimdpm.sizes import Size, briefly
+from slimdpm.data.images import open_image, pixels, square, upright
+from slimdpm.method.networks import EXTRA, Inputs
+from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.sizes import Size, briefly
 
 _BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is given: the middle
 

@@ -8,20 +8,18 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimdpm.annotations import captions_of
-from slimdpm.conditioning.base import Conditioning, Guidance, Inputs, Keeper, Request, map_inputs
-from slimdpm.errors import SlimdpmError
-from slimdpm.fingerprint import fingerprint
-from slimdpm.sizes import Size, sides
-
-if TYPE_CHECKING:
-    from slimdpm.cache.text import Embeddings
+from slimdpm.conditioning.base import Conditioning, Embeddings, Guidance, Keeper, Request
+from slimdpm.data.labels import captions_of
+from slimdpm.method.networks import Inputs, map_inputs
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.hashing import fingerprint
+from slimdpm.system.sizes import Size, sides
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = ("tokenizer", "tokenizer_2")

@@ -16,17 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from slimdpm.cache.content import content_of, settings_of
 from slimdpm.conditioning import Request
-from slimdpm.data import Images
-from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_file, read_sealed, remove_leftovers, write_json, write_sealed
-from slimdpm.fingerprint import fingerprint
+from slimdpm.data.dataset import Images
 from slimdpm.metrics.extractors import Extractor
-from slimdpm.parallel import processes
-from slimdpm.sampling import make_scheduler, sample_batches
-from slimdpm.teachers import network_of, shell_of
+from slimdpm.pipelines.sampling import make_scheduler, sample_batches
+from slimdpm.pipelines.shell import network_of, shell_of
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import atomic_file, read_sealed, remove_leftovers, write_json, write_sealed
+from slimdpm.system.hashing import content_of, fingerprint, settings_of
+from slimdpm.system.processes import processes
+from slimdpm.system.progress import Display
 
 SHARD = 64  # images
 
@@ -52,7 +51,7 @@ class ImageSet(Protocol):
 
 @dataclass
 class Generated:
-    """The first images of a pipeline's samples, see `slimdpm.sampling.sample_batches`."""
+    """The first images of a pipeline's samples, see `slimdpm.pipelines.sampling.sample_batches`."""
 
     name: str
     pipeline: DiffusionPipeline

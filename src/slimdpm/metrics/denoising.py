@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimdpm.process import Process
+from slimdpm.method.forward_process import Process
 
 TIMESTEPS = (50, 150, 300, 500, 700)  # of 1000: from nearly clean to mostly noise
 

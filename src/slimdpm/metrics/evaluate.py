@@ -16,22 +16,24 @@ import numpy as np
 from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning import Request
-from slimdpm.data import Decoder, Images, prepare_images
-from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import write_json, write_text
+from slimdpm.data.dataset import Decoder, Images, prepare_images
+from slimdpm.data.open_source import open_source
+from slimdpm.data.sources import Source
 from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
 from slimdpm.metrics.extractors import load_extractor
-from slimdpm.metrics.reference import load_moments, save_moments
+from slimdpm.metrics.moments_files import load_moments, save_moments
 from slimdpm.metrics.scores import Evaluation, check_count, check_moments, score, tables
-from slimdpm.parallel import pick_device, processes
-from slimdpm.report import machine_facts
-from slimdpm.sampling import probe
-from slimdpm.sharing import check_folder, claim
-from slimdpm.sizes import Size, briefly, sides
-from slimdpm.sources import Source, open_source
-from slimdpm.teachers import open_pipeline, shell_of
+from slimdpm.pipelines.sampling import probe
+from slimdpm.pipelines.shell import shell_of
+from slimdpm.pipelines.teacher import open_pipeline
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import write_json, write_text
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.processes import pick_device, processes
+from slimdpm.system.progress import Display
+from slimdpm.system.shared_work import check_folder, claim
+from slimdpm.system.sizes import Size, briefly, sides
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.images import on_white
+from slimdpm.data.images import on_white
 from slimdpm.metrics.inception import load_inception
+from slimdpm.system.errors import SlimdpmError, blamed
 
 BUILT_IN = ("inception", "efficientnet-lite0")
 MOST_FEATURES = 8192  # of an image: their covariance has to fit a memory

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimdpm.errors import SlimdpmError, blamed, first_line
+from slimdpm.system.errors import SlimdpmError, blamed, first_line
 
 SIZE = 299
 FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from slimdpm.display import Display
-from slimdpm.errors import SlimdpmError
 from slimdpm.metrics import distances
 from slimdpm.metrics.collect import Collected
 from slimdpm.metrics.extractors import Extractor
@@ -25,6 +23,8 @@ from slimdpm.metrics.intervals import (
 )
 from slimdpm.metrics.sliced import patches, sliced_wasserstein
 from slimdpm.metrics.spectral import spectra, spectral_metrics
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display
 
 FEW = 10_000  # images; with less the bias of a Fréchet distance is worth a warning
 NEIGHBOURS = 3  # of precision and recall

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from slimdpm.analysis.spectrum import ring_frequencies, ring_powers
 from slimdpm.metrics.intervals import Draws, Measured, unbiased_distance
+from slimdpm.metrics.spectrum import ring_frequencies, ring_powers
 
 _TINY = 1e-12
 
 
 def spectra(batches: Iterable[np.ndarray]) -> np.ndarray:
-    """The radial power spectrum of each image ``(N, rings)``, see `slimdpm.analysis.spectrum`."""
+    """The radial power spectrum of each image ``(N, rings)``, see `slimdpm.metrics.spectrum`."""
     return np.concatenate([ring_powers(batch) for batch in batches])
 
 

@@ -12,15 +12,15 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import atomic_folder, check_new
+from slimdpm.method.networks import build
 from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
 from slimdpm.originals.reading import read_tensors
 from slimdpm.originals.settings import LatentDiffusionParams, Scale, read_settings
 from slimdpm.originals.unet import unet_config, unet_sources
 from slimdpm.originals.weights import Weights
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
-from slimdpm.profile import build
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import atomic_folder, check_new
 
 UNET = "model.diffusion_model."
 AVERAGES = "model_ema."

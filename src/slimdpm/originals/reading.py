@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.files import load_tensors
+from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.files import load_tensors
 
 # Whose names a training loop leaves beside the weights: callbacks' states, hyperparameters, best scores, paths.
 INERT_PACKAGES = frozenset(

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slimdpm.documents import read_yaml
-from slimdpm.errors import SlimdpmError
+from slimdpm.system.documents import read_yaml
+from slimdpm.system.errors import SlimdpmError
 
 GROUPS = 32  # of every normalisation: the original has no setting for it
 

@@ -17,11 +17,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from slimdpm.documents import parse_json, read_text
-from slimdpm.errors import SlimdpmError, blamed
-from slimdpm.files import atomic_folder, check_new, check_weights, save_tensors, write_json
-from slimdpm.loading import TEXT_TO_IMAGE, Index, checked_index, outline_model, pipeline_class
 from slimdpm.originals.reading import read_tensors
+from slimdpm.pipelines.loading import TEXT_TO_IMAGE, Index, checked_index, outline_model, pipeline_class
+from slimdpm.system.documents import parse_json, read_text
+from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.files import atomic_folder, check_new, check_weights, save_tensors, write_json
 
 # What is read of a part: its config, or a tokenizer's vocabulary.
 _DOCUMENTS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "special_tokens_map.json",

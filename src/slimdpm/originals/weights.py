@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimdpm.errors import SlimdpmError
-from slimdpm.files import check_weights
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import check_weights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The ablation: each part of the method by itself, at equal cost and equal training."""

@@ -1,1 +1,0 @@
-"""The ablation: each part of the method by itself, at equal cost and equal training. `slimdpm reproduce ablation`."""

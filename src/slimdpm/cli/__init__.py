@@ -1,0 +1,1 @@
+"""The command line: `slimdpm`, or `python -m slimdpm.cli`."""

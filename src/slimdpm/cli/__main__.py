@@ -1,0 +1,3 @@
+from slimdpm.cli.main import main
+
+main()

@@ -1,0 +1,128 @@
+"""The command line: its commands, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from slimdpm.cli import measure, originals, runs
+from slimdpm.system.errors import SlimdpmError, first_line
+from slimdpm.system.text import one_line
+
+app = typer.Typer(
+    help="A diffusion pipeline goes in, a slim diffusion pipeline comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+_TRACEBACK = "--traceback"
+_EXTRAS = {"scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo"}
+
+app.command()(runs.slim)
+app.command()(runs.train)
+app.command()(runs.sample)
+app.command()(runs.profile)
+app.command("import")(originals.import_)
+app.command()(measure.evaluate)
+app.command()(measure.analyze)
+app.add_typer(measure.reproduce, name="reproduce")
+app.command()(runs.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"slimdpm {version('slimdpm')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(_TRACEBACK, help="After any command: show where in slimdpm an error comes from.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point: whatever goes wrong is one line. A user's mistake exits with 2, a stop like its signal."""
+    from slimdpm.system.processes import leave
+    from slimdpm.system.stop_signals import Stopped, interruptible
+
+    arguments = [word for word in sys.argv[1:] if word != _TRACEBACK]
+    received = interruptible()
+    try:
+        _silence_libraries()
+        code = app(arguments, prog_name="slimdpm", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+    except Stopped as stopped:
+        code = _told(str(stopped), 128 + stopped.signal)
+    except (Exception, KeyboardInterrupt) as error:
+        if received or isinstance(error, KeyboardInterrupt):  # an interrupted import is any error at all
+            code = _told("stopped", 128 + (received or [2])[0])
+        elif _TRACEBACK in sys.argv:
+            raise
+        else:
+            code = _told(*_explained(error))
+    finally:
+        leave()
+    for number in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error in one line, and the exit code: 2 if the user can mend it."""
+    import torch
+
+    if isinstance(error, SlimdpmError):
+        return f"error: {error}", 2
+    if hasattr(error, "format_message"):  # typer's own, about options and arguments
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
+        return f"error: {error.format_message().rstrip('.')}{hint}", 2
+    if isinstance(error, typer.Abort):
+        return "stopped", 130
+    if isinstance(error, ImportError) and error.name in _EXTRAS:
+        return f"error: this needs the package {error.name}: pip install 'slimdpm[{_EXTRAS[error.name]}]'", 2
+    if isinstance(error, OSError):
+        return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+        return "error: out of memory; try a smaller batch (train.max_batch_per_device, --batch-size) or size", 2
+    if "onnection closed by peer" in str(error) or "onnection reset by peer" in str(error):
+        return "error: another process of this launch has ended; what it said is the reason", 2
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"error: {reason} (this is a fault of slimdpm; {_TRACEBACK} shows where)", 1
+
+
+def _told(message: str, code: int) -> int:
+    print(one_line(message), file=sys.stderr)
+    return code
+
+
+def _silence_libraries() -> None:
+    """What they advise and warn of, nobody who calls a command can follow."""
+    from diffusers.utils import is_transformers_available, logging
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda _: None  # of finalizers, after an error that is told
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if is_transformers_available():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()

@@ -1,0 +1,281 @@
+"""The commands of a run and of its results: slim, train, sample, profile, demo. `slimdpm.cli.main` registers them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from slimdpm.cli.measure import size_option
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display, figures_table
+from slimdpm.system.text import one_line
+
+console = Console()
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder. The same command resumes what is in it.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML file with further settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, key=value, for example train.lr=1e-4.")]
+Ratio = Annotated[
+    float | None, typer.Option(help="Times fewer MACs than the teacher.  [default: 12 if no budget is given]")
+]
+Width = Annotated[int | None, typer.Option(help="Base channels, instead of a ratio.")]
+MaxMacs = Annotated[str | None, typer.Option(help="conv+linear MACs at most, for example 500M.")]
+MaxParams = Annotated[str | None, typer.Option(help="Parameters at most, for example 20M.")]
+Init = Annotated[
+    Literal["random", "teacher"] | None,
+    typer.Option(
+        help="First weights: the teacher's most important channels, a head start, or random ones.  [default: teacher]"
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Size = Annotated[
+    Any, size_option("Images are cut to squares of this many pixels, or to height x width.  [default: the network's]")
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Decode and encode images and captions anew each time, keep nothing.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run: networks, cost, steps, memory. Reads no weights.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Of --dry-run: print JSON.")]
+
+
+def slim(
+    teacher: Annotated[str | None, typer.Argument(help="diffusers folder, run folder or hub id.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of images or .tar shards, .npz, .npy or hf:NAME; or teacher, which makes the images itself."
+        ),
+    ] = None,
+    output: Output = Path("run"),
+    ratio: Ratio = None,
+    width: Width = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    init: Init = None,
+    steps: Steps = None,
+    size: Size = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Distil TEACHER into a slim student on the images of DATA.
+
+    The run folder gets checkpoints, samples, the student as a diffusers pipeline, and report.html. Ctrl-C saves and
+    stops; the same command goes on from there.
+
+        slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
+
+        slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
+    """
+    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
+    values: dict[str, Any] = {"task": "slim", "teacher": teacher, "student": student}
+    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
+    _start(values, output, steps, recipe, set_, dry_run, as_json)
+
+
+def train(
+    data: Annotated[str | None, typer.Argument(help="Folder of images or .tar shards, .npz, .npy or hf:NAME.")] = None,
+    output: Output = Path("run"),
+    model: Annotated[
+        str | None, typer.Option(help="Preset, config.json, or folder with one (see slimdpm profile).")
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="Pipeline whose U-Net, scheduler and autoencoder are taken.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Times fewer MACs than that network: the Lite baseline.")] = None,
+    width: Width = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    steps: Steps = None,
+    size: Size = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a U-Net on the images of DATA alone: a teacher, or the Lite baseline.
+
+    slimdpm train photos/ -o runs/teacher --model pixel-64
+
+    slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
+    """
+    student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    values: dict[str, Any] = {"task": "train", "teacher": like, "student": student}
+    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
+    _start(values, output, steps, recipe, set_, dry_run, as_json)
+
+
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=10**6, help="How many images.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 50,
+    scheduler: Annotated[
+        str | None, typer.Option(help="dpm++, ddim, euler, ... or a class of diffusers.  [default: the pipeline's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same in any batch.")] = 0,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Class by number or name; may be repeated.  [default: all]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Text; may be repeated.  [default: the run's]")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What shall not be seen.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="To inpaint or to edit; may be repeated.  [default: the run's]")
+    ] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="White where to inpaint.  [default: the middle]")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
+) -> None:
+    """Make images with a student, or with any pipeline that can be a teacher.
+
+    Images that are there already are not made again, so a long job resumes.
+
+        slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
+
+        slimdpm sample runs/clothing --class dress --class 3 --guidance 2
+
+        slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
+
+        slimdpm sample runs/inpaint --prompt "a red dress" --image photo.jpg --mask mask.png
+    """
+    from slimdpm.conditioning import Request
+    from slimdpm.pipelines.sample_files import write_samples
+
+    write_samples(
+        source,
+        output,
+        count=count,
+        steps=steps,
+        scheduler=scheduler,
+        seed=seed,
+        batch_size=batch_size,
+        request=Request(classes or (), prompt or (), negative_prompt, guidance, image or (), mask or ()),
+        device=device,
+        display=Display(console),
+    )
+
+
+def profile(
+    models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
+    against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
+    size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters and MACs of networks, counted without allocating them. Without MODELS: all presets.
+
+    MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
+    adds the products inside attention.
+
+        slimdpm profile ldm4-spectral ldm4-lite --against ldm4
+    """
+    from slimdpm.method.cost import measure
+    from slimdpm.method.presets import PRESETS, find_network
+
+    networks = [find_network(name) for name in models or PRESETS]
+    costs = {n.name: measure(n.config, size=size, tokens=n.tokens) for n in networks}
+    reference = None
+    if against is not None:
+        network = find_network(against)
+        reference = measure(network.config, size=size, tokens=network.tokens)
+    if as_json:
+        values = {name: vars(cost) for name, cost in costs.items()}
+        if reference is not None:
+            for name, cost in costs.items():
+                values[name]["ratio"] = reference.macs / cost.macs
+        print(json.dumps(values, indent=2))
+        return
+    headings = [
+        "network",
+        "parameters",
+        "MACs conv+linear",
+        "MACs all",
+        *([f"{against} ÷ it"] if reference else []),
+        "",
+    ]
+    rows = []
+    for network in networks:
+        cost = costs[network.name]
+        ratio = [f"{reference.macs / cost.macs:.2f}"] if reference else []
+        numbers = [f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G"]
+        rows.append([network.name, *numbers, *ratio, network.note])
+    console.print(figures_table(headings, rows, texts=(0, len(headings) - 1)))
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs and report.html.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each student.")] = None,
+) -> None:
+    """Slim a small teacher in a few minutes on a CPU: no download, no argument.
+
+    The teacher comes with the package; the images are crops of photographs in scikit-image and scikit-learn. A Lite
+    baseline of equal cost is trained for as many steps, and the report compares the three.
+    """
+    from slimdpm.demo import run_demo
+
+    run_demo(output, seed=seed, steps=steps, display=Display(console))
+
+
+def _start(
+    values: dict[str, Any],
+    output: Path,
+    steps: int | None,
+    recipe: Path | None,
+    sets: list[str] | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from slimdpm.recipe_file import load_recipe
+    from slimdpm.training.plan import plan_job
+    from slimdpm.training.run import run_job
+
+    if as_json and not dry_run:
+        raise SlimdpmError("--json belongs to --dry-run")
+    values = {**values, "train": {"steps": steps}}
+    job = plan_job(load_recipe(recipe, sets or (), values=_given(values)), weights=not dry_run)
+    if dry_run:
+        _tell(job, output, as_json)
+    else:
+        run_job(job, output, Display(console))
+
+
+def _tell(job: Any, output: Path, as_json: bool) -> None:
+    """What a run of this job in this folder would be; of several processes one speaks."""
+    from slimdpm.run_folder import RunFolder
+    from slimdpm.system.processes import launched
+    from slimdpm.training.accelerator import check_trackers
+    from slimdpm.training.checkpoint import checkpoint_step, checkpoints
+    from slimdpm.training.dry_run import forecast, labelled, lines
+
+    check_trackers(job.recipe.train.trackers)
+    run = RunFolder(output)
+    job = replace(job, recipe=run.settled(job.recipe))
+    run.check(job.recipe)
+    found = checkpoints(run.checkpoints)
+    rank, processes = launched()
+    if rank:
+        return
+    values = forecast(job, processes=processes, resumes_at=checkpoint_step(found[-1]) if found else 0)
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    for label, text in lines(values):
+        console.print(Text.assemble((labelled(label), "bold"), one_line(text, 2000)), soft_wrap=True)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not given, at any depth."""
+    nested = {k: _given(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}

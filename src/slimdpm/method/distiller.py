@@ -1,0 +1,151 @@
+"""Spectrum-aware distillation, section 4.2 of arXiv 2211.17106: teacher and student give one loss and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdpm.method.features import FeaturePair, FeatureTaps
+from slimdpm.method.forward_process import Process, comparison_kind
+from slimdpm.method.losses import (
+    LossSettings,
+    denoising_loss,
+    frequency_loss,
+    min_snr_weight,
+    spatial_loss,
+    spectral_weight,
+)
+from slimdpm.method.networks import call
+
+Pairs = Sequence[tuple[Tensor, Tensor]]  # (aligned student, teacher): outputs first, then features
+
+
+class TappedStudent(nn.Module):
+    """The trainable part: the student's U-Net and one 1x1 aligner for each feature pair.
+
+    One module, so that it can be wrapped once for multi-process training and every parameter's gradient is reduced.
+    It holds nothing of the teacher. Without pairs it is the bare student.
+    """
+
+    def __init__(self, unet: nn.Module, pairs: Sequence[FeaturePair] = ()):
+        super().__init__()
+        self.unet = unet
+        self.aligners = nn.ModuleList(nn.Conv2d(p.student.channels, p.teacher.channels, 1) for p in pairs)
+        self.taps = FeatureTaps(unet, [p.student.name for p in pairs])
+
+    def forward(self, x_t: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, list[Tensor]]:
+        """The prediction ``(B, C, H, W)`` and the aligned features, each ``(B, C_T^i, H_i, W_i)``."""
+        prediction = call(self.unet, x_t, t, conditions)
+        features = [align(f) for align, f in zip(self.aligners, self.taps.take(), strict=True)]
+        return prediction, features
+
+
+class Distiller:
+    """Owns the frozen teacher and gives the losses of a training step.
+
+    What is compared: both outputs in the kind of prediction named by `comparison_kind` for the student (ε or v), each
+    converted from what its network predicts; and the aligned features of each pair. The outputs count as one more
+    pair, at full resolution. Without a teacher only ``L_DDPM`` is left: this trains a teacher or the Lite baseline.
+
+    A term is changed by a subclass: `denoising`, `spatial`, and `weights` for L_freq.
+
+    Args:
+        student: the tapped student.
+        process: the forward process, its `prediction` being the student's.
+        teacher: the teacher's U-Net; it is frozen and set to evaluation here.
+        teacher_prediction: what the teacher predicts.
+        pairs: the feature pairs that `student` was built with.
+        settings: weights of the losses.
+    """
+
+    def __init__(
+        self,
+        student: TappedStudent,
+        process: Process,
+        *,
+        teacher: nn.Module | None = None,
+        teacher_prediction: str | None = None,
+        pairs: Sequence[FeaturePair] = (),
+        settings: LossSettings | None = None,
+    ):
+        self.student = student
+        self.process = process
+        self.kind = comparison_kind(process.prediction)
+        self.settings = settings or LossSettings()
+        gamma = self.settings.snr_gamma
+        self.timestep_weight = min_snr_weight(process.alphas_cumprod, self.kind, gamma) if gamma else None  # (T,)
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.teacher_prediction = teacher_prediction or process.prediction
+        self.teacher_taps = FeatureTaps(teacher, [p.teacher.name for p in pairs]) if teacher is not None else None
+
+    def losses(
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        conditions: Mapping[str, Any] | None = None,
+        *,
+        student: nn.Module | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of one batch and its parts.
+
+        Args:
+            x0: clean samples (images in [−1, 1] or scaled latents) ``(B, C, H, W)``.
+            noise: ε, like `x0`.
+            t: timesteps ``(B,)``.
+            conditions: further inputs of both U-Nets.
+            student: the student as wrapped for training (`DistributedDataParallel`, compiled), by default as given.
+
+        Returns:
+            ``loss`` to be minimised, and unweighted ``denoising``, ``spatial`` and ``frequency``; float32 scalars. A
+            part whose λ is 0 is not computed.
+        """
+        conditions = conditions or {}
+        x_t = self.process.add_noise(x0, noise, t)  # (B, C, H, W)
+        prediction, features = (student or self.student)(x_t, t, **conditions)
+        prediction = self._compared(prediction, x_t, t, self.process.prediction)
+        parts = {"denoising": self.denoising(prediction, self.process.target(self.kind, x0, noise, t), t)}
+        if self.teacher is None or not (self.settings.lambda_spatial or self.settings.lambda_freq):
+            return {"loss": parts["denoising"], **parts}
+        truth, truths = self.teach(x_t, t, conditions)
+        pairs = [(prediction, truth), *zip(features, truths, strict=True)]
+        loss = parts["denoising"]
+        if self.settings.lambda_spatial:
+            parts["spatial"] = self.spatial(pairs)
+            loss = loss + self.settings.lambda_spatial * parts["spatial"]
+        if self.settings.lambda_freq:
+            parts["frequency"] = frequency_loss(pairs, self.weights(x0, pairs, t))
+            loss = loss + self.settings.lambda_freq * parts["frequency"]
+        return {"loss": loss, **parts}
+
+    def denoising(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """L_DDPM."""
+        weight = self.timestep_weight[t] if self.timestep_weight is not None else None  # (B,)
+        return denoising_loss(prediction, target, weight)
+
+    def spatial(self, pairs: Pairs) -> Tensor:
+        """L_spatial."""
+        return spatial_loss(pairs)
+
+    @torch.no_grad()
+    def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's output, as compared, and its features. No gradient ever reaches the teacher."""
+        assert self.teacher is not None and self.teacher_taps is not None
+        output = call(self.teacher, x_t, t, conditions)
+        return self._compared(output, x_t, t, self.teacher_prediction), self.teacher_taps.take()
+
+    def _compared(self, output: Tensor, x_t: Tensor, t: Tensor, source: str) -> Tensor:
+        return self.process.convert(output.float(), x_t, t, source, self.kind)
+
+    def weights(self, x0: Tensor, pairs: Pairs, t: Tensor) -> list[Tensor]:
+        """ω for each pair; pairs of one size share it."""
+        s = self.settings
+        sizes = [(ours.shape[-2], ours.shape[-1]) for ours, _ in pairs]
+        maps = {
+            size: spectral_weight(x0, size, alpha=s.alpha, scaling=s.weight_scaling, resize=s.resize)
+            for size in dict.fromkeys(sizes)
+        }
+        return [maps[size] for size in sizes]

@@ -1,0 +1,118 @@
+"""The figures of a report, as SVG that needs nothing else. Colours are told apart by the colour-blind (Okabe, Ito)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from slimdpm.metrics.denoising import DenoisingErrors
+from slimdpm.metrics.spectrum import Spectrum
+
+COLOURS = {
+    "real images": "#000000",
+    "teacher": "#0072B2",
+    "lite": "#E69F00",
+    "spectral": "#D55E00",
+    "student": "#D55E00",
+}
+_OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442")
+_DASHES = {"real images": "--", "teacher": "-.", "lite": ":"}  # readable in black and white too
+
+
+def colour(name: str, position: int = 0) -> str:
+    """The colour of a network, the same in every figure."""
+    return COLOURS.get(name.lower(), _OTHERS[position % len(_OTHERS)])
+
+
+def spectra_figure(spectra: Mapping[str, Spectrum]) -> str:
+    """Radial power spectra on top, and below them each one's ratio to the first."""
+    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    names = list(spectra)
+    reference = spectra[names[0]]
+    for i, (name, spectrum) in enumerate(spectra.items()):
+        style = {"color": colour(name, i), "linestyle": _DASHES.get(name.lower(), "-"), "label": name}
+        upper.loglog(spectrum.frequency, spectrum.power, **style)
+        lower.semilogx(spectrum.frequency, spectrum.power / reference.power, **style)
+    upper.set_ylabel("power")
+    upper.legend(frameon=False)
+    lower.set_ylabel(f"ratio to {names[0]}")
+    lower.set_yscale("log")
+    lower.set_xlabel("frequency (cycles per pixel)")
+    lower.set_xticks(*frequency_ticks(reference.frequency[0]))
+    lower.set_xticks([], minor=True)
+    for axes in (upper, lower):
+        axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
+    upper.text(0.26, upper.get_ylim()[0], " upper half", va="bottom", fontsize=8, color="#666666")
+    return svg_of(figure)
+
+
+def frequency_ticks(lowest: float) -> tuple[list[float], list[str]]:
+    """Octaves from Nyquist down to the lowest frequency, and their labels as fractions of a cycle per pixel."""
+    ticks = [f for f in (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2) if f >= lowest * 0.99]
+    return ticks, [f"1/{round(1 / f)}" for f in ticks]
+
+
+def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Each part of the loss over the steps, one panel a part, one line a network."""
+    parts = [p for p in ("denoising", "spatial", "frequency") if any(p in line for c in curves.values() for line in c)]
+    figure = Figure(figsize=(7.2, 2.5 if len(parts) > 1 else 3.0), layout="constrained")
+    for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
+        for i, (name, lines) in enumerate(curves.items()):
+            points = [(line["step"], line[part]) for line in lines if part in line]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=colour(name, i),
+                    linestyle=_DASHES.get(name.lower(), "-"),
+                    label=name,
+                )
+        low, high = axes.dataLim.intervaly
+        if high > 10 * low > 0:
+            axes.set_yscale("log")
+        axes.set_title(part, fontsize=10)
+        axes.set_xlabel("step")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    return svg_of(figure)
+
+
+def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
+    """Denoising errors by noise level, overall and in the upper half of the frequencies, relative to the teacher."""
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    names = list(errors)
+    reference = errors[names[0]]
+    panels = zip(
+        figure.subplots(1, 2, sharey=True), ("overall", "upper"), ("all frequencies", "upper half"), strict=True
+    )
+    for axes, field, title in panels:
+        base = np.array(getattr(reference, field))
+        for i, name in enumerate(names[1:], 1):
+            values = np.array(getattr(errors[name], field)) / base
+            positions = np.arange(len(base)) + 0.38 * (i - len(names) / 2)
+            axes.bar(positions, values, 0.36, color=colour(name, i), label=name)
+        axes.axhline(1, color=colour(names[0]), linewidth=1)
+        axes.set_xticks(range(len(base)), [str(t) for t in reference.timesteps])
+        axes.set_xlabel("timestep (0 clean, 1000 noise)")
+        axes.set_title(title, fontsize=10)
+    figure.axes[0].set_ylabel(f"error of ε ÷ {names[0]}'s")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """SVG to put into a page."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "slimdpm", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    return text[text.index("<svg") :]

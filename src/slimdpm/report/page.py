@@ -1,0 +1,127 @@
+"""One self-contained HTML page about a run: what it cost, what it learnt, what came out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
+from PIL import Image
+
+from slimdpm.conditioning import Unconditional
+from slimdpm.data.dataset import Images
+from slimdpm.data.images import grid, zoom_for
+from slimdpm.method.cost import Cost
+from slimdpm.metrics.denoising import DenoisingErrors
+from slimdpm.metrics.spectrum import radial_spectrum
+from slimdpm.report.figures import errors_figure, losses_figure, spectra_figure
+from slimdpm.system.documents import read_text
+from slimdpm.system.files import write_text
+
+_COLUMNS = 8  # images in a row of samples
+_STRIPS = 3  # rows of noises
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network in a report. The first entry is what the others are compared with.
+
+    Attributes:
+        name: "teacher", "lite", "spectral", ...
+        cost: of one forward pass.
+        samples: uint8 ``(N, H, W, C)``, image i of every entry being from the same noise.
+        curve: the lines of its ``metrics.jsonl``.
+        errors: on images held out, if they were measured.
+    """
+
+    name: str
+    cost: Cost
+    samples: np.ndarray
+    curve: Sequence[Mapping[str, Any]] = ()
+    errors: DenoisingErrors | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows."""
+
+    title: str
+    summary: str
+    entries: Sequence[Entry]
+    real: np.ndarray  # uint8 (N, H, W, C), for the spectrum
+    facts: Mapping[str, str]
+    recipe: str
+    student: str | None = None  # the folder to load
+    card: Mapping[str, str] = field(default_factory=lambda: Unconditional().card())  # how
+    analysis: str = ""  # HTML of `slimdpm analyze`
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def template(name: str) -> Template:
+    """A page's template."""
+    environment = Environment(loader=PackageLoader("slimdpm.report"), autoescape=select_autoescape(["html", "j2"]))
+    return environment.get_template(name)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page; pictures and figures are inside it."""
+    reference = report.entries[0]
+    spectra = {"real images": radial_spectrum(report.real)} if len(report.real) else {}
+    spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
+    curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
+    errors = {entry.name: entry.errors for entry in report.entries if entry.errors is not None}
+    page = template("report.html.j2").render(
+        report=report,
+        analysis=report.analysis,
+        entries=report.entries,
+        reference=reference,
+        strips=[
+            [
+                (e.name, _data_url(grid(e.samples[i : i + _COLUMNS], _COLUMNS, zoom=zoom_for(e.samples))))
+                for e in report.entries
+            ]
+            for i in range(0, min(_STRIPS * _COLUMNS, len(reference.samples)), _COLUMNS)
+        ],
+        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(report.real)))
+        if len(report.real)
+        else None,
+        spectra=spectra_figure(spectra),
+        losses=losses_figure(curves) if curves else None,
+        errors=errors,
+        errors_figure=errors_figure(errors) if len(errors) > 1 else None,
+    )
+    write_text(path, page)
+
+
+def _readable(images: Images, chosen: Iterable[int]) -> np.ndarray:
+    """The squares of those that can be read: what has been trained is worth a report, whatever became of the data."""
+    squares = []
+    for number in map(int, chosen):
+        with suppress(Exception):  # decoders raise anything at all
+            squares.append(images.square(number, np.random.default_rng(number)))
+    return np.stack(squares) if squares else np.empty((0, 1, 1, 1), np.uint8)
+
+
+_BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"
+
+
+def put_analysis(path: Path, html: str) -> None:
+    """Put an analysis into a report that is written already, in the place of an earlier one."""
+    page = read_text(path)
+    if _BEGIN not in page:  # a report from before there were analyses
+        page = page.replace("</body>", f"{_BEGIN}{_END}\n</body>")
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    write_text(path, before + _BEGIN + html + _END + after)
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

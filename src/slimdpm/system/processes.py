@@ -1,0 +1,48 @@
+"""This process among those of one launch, and its device."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+from slimdpm.system.errors import SlimdpmError
+
+
+def processes() -> PartialState:
+    """This process among those of one launch: its rank, its device, and a barrier."""
+    return PartialState(cpu=on_cpu())
+
+
+def on_cpu() -> bool:
+    """Whether accelerate is to be told so: without GPUs it does not find the other processes of a launch by itself."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    alone = device is None or device.type == "mps"
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (alone and launched()[1] > 1)
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are in its launch, without meeting the others."""
+    return get_int_from_env(["RANK"], 0), get_int_from_env(["WORLD_SIZE"], 1)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """A device by name; None is this process's own, the best there is.
+
+    Raises:
+        SlimdpmError: if it is not to be had.
+    """
+    if name is None:
+        return processes().device
+    try:
+        tried = torch.zeros(1, device=name)
+        tried.item()  # which the meta device does not have
+        return tried.device
+    except Exception:  # for names that are unknown or of absent devices there are several
+        raise SlimdpmError(f"the device {name!r} is not to be had here") from None
+
+
+def leave() -> None:
+    """Say goodbye to the other processes, at the end of a program."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

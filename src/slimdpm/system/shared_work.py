@@ -1,0 +1,61 @@
+"""Work that several processes, of one launch or strangers to each other, do between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import explained
+
+Piece = TypeVar("Piece")
+
+
+def claim(folder: Path) -> AcquireReturnProxy:
+    """Make a folder and hold it against other processes, until the answer's context ends or its lock is released.
+
+    Raises:
+        SlimdpmError: if another process holds it, or it cannot be made.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(folder / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise SlimdpmError(f"another process is working in {folder}") from None
+
+
+def check_folder(folder: Path, what: str, *signs: str) -> None:
+    """Raise a `SlimdpmError` for a folder of something else than `what`, which leaves one of these signs (patterns)."""
+    if folder.exists() and not folder.is_dir():
+        raise SlimdpmError(f"{folder} is a file; give a folder for {what}")
+    with explained(folder):
+        others = folder.is_dir() and any(path.name not in (".lock", "cache") for path in folder.iterdir())
+    if others and not any(any(folder.glob(sign)) for sign in signs):
+        raise SlimdpmError(f"{folder} is not empty and holds no {what}; choose another folder")
+
+
+def share(
+    pieces: Iterable[Piece], lock: Callable[[Piece], Path], do: Callable[[Piece], None], *, wait: bool = True
+) -> None:
+    """Do the pieces that no other process is at; then wait for the others, and do what they left undone.
+
+    Args:
+        pieces: of the work.
+        lock: the file that is locked while a piece is worked at.
+        do: does a piece, or finds that it is done.
+        wait: for the pieces of other processes; else they are left to them.
+    """
+    elsewhere = []
+    for piece in pieces:
+        try:
+            with FileLock(lock(piece), timeout=0):
+                do(piece)
+        except Timeout:
+            elsewhere.append(piece)
+    for piece in elsewhere if wait else ():
+        with FileLock(lock(piece)):
+            do(piece)

@@ -1,0 +1,184 @@
+"""Rows of tensors on the disk, computed once: what a frozen network makes of each image or caption.
+
+The rows lie in shards of a fixed length, each a safetensors file with a digest of its content. Processes share the
+shards among them, a kill costs the shard in work, and a shard whose content is not what its digest says is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.files import atomic_file, explained, remove_leftovers
+from slimdpm.system.processes import processes
+from slimdpm.system.progress import Display
+from slimdpm.system.shared_work import share
+
+_ABOUT = "slimdpm"  # a shard's only metadata: safetensors writes several in an order of its own each time
+
+Notes = dict[int, str]  # what is to be said of a row, by its number
+# First row, last row (exclusive), and what to call with the number of rows that are done; gives ``(last − first,
+# *shape)`` of each part.
+Make = Callable[[int, int, Callable[[int], None]], tuple[dict[str, Tensor], Notes]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is stored.
+
+    Attributes:
+        rows: how many.
+        parts: the shape of each tensor of a row, by its name.
+        dtype: of all of them.
+        shard: rows in a file.
+    """
+
+    rows: int
+    parts: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype = torch.float32
+    shard: int = 256
+
+    @property
+    def key(self) -> str:
+        """What tells stores apart whose rows are the same otherwise; a longer one begins like a shorter one."""
+        return repr((sorted(self.parts.items()), self.dtype, self.shard))
+
+    @property
+    def row_nbytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.parts.values()) * self.dtype.itemsize
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """First and last row, exclusive, of each shard."""
+        for first in range(0, self.rows, self.shard):
+            yield first, min(first + self.shard, self.rows)
+
+
+@dataclass
+class Store:
+    """A folder of shards.
+
+    Attributes:
+        folder: of one layout and one content.
+        layout: of the rows.
+    """
+
+    folder: Path
+    layout: Layout
+    _open: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    def row(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a row, ``layout.parts`` each, in the stored dtype."""
+        first = number // self.layout.shard * self.layout.shard
+        if first not in self._open:
+            with safe_open(self.file(first), "pt") as shard:  # mapped, not read
+                self._open[first] = {part: shard.get_tensor(part) for part in self.layout.parts}
+        return {part: rows[number - first] for part, rows in self._open[first].items()}
+
+    def notes(self) -> Notes:
+        """What was noted of rows when they were made."""
+        found: Notes = {}
+        for first, _ in self.layout.ranges():
+            with safe_open(self.file(first), "pt") as shard:
+                notes = json.loads(json.loads(shard.metadata()[_ABOUT])["notes"])
+            found |= {int(number): note for number, note in notes.items()}
+        return found
+
+    def build(self, make: Make, label: str, display: Display) -> Store:
+        """Make what is missing or damaged. All processes share the work, and all wait for it.
+
+        Args:
+            make: the rows of a shard, and notes about them.
+            label: of the work, for people.
+            display: where progress is shown, and the size on the disk before anything is written.
+
+        Raises:
+            SlimdpmError: if the disk is too small.
+        """
+        state = processes()
+        self._check_disk(label, display)
+        state.wait_for_everyone()  # nobody writes before all have looked: they go on, or fail, together
+        with explained(self.folder):
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        mine = list(self.layout.ranges())[state.process_index :: state.num_processes]
+        with display.task(label, sum(last - first for first, last in mine), unit="rows") as task:
+
+            def do(shard: tuple[int, int]) -> None:
+                if self._intact(shard, display):
+                    task.advance(shard[1] - shard[0])
+                else:
+                    remove_leftovers(self.folder, self.file(shard[0]).name, locked=True)
+                    self._write(shard, *make(*shard, task.advance))
+
+            share(mine, lambda shard: self.folder / "locks" / f"{shard[0]:08d}", do)
+        state.wait_for_everyone()
+        return self
+
+    def file(self, first: int) -> Path:
+        """The shard that begins with this row."""
+        return self.folder / f"{first:08d}.safetensors"
+
+    def _check_disk(self, label: str, display: Display) -> None:
+        missing = [last - first for first, last in self.layout.ranges() if not self.file(first).exists()]
+        if not missing:
+            return
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise SlimdpmError(
+                f"{label}: {_size(needed)} are needed in {self.folder}, {_size(free)} are free; name another folder "
+                "as data.cache"
+            )
+        display.say(f"{label}: {_size(needed)} will be kept in {self.folder}")
+
+    def _intact(self, shard: tuple[int, int], display: Display) -> bool:
+        """Whether a shard is there and holds what was written; it may be one of a longer store."""
+        file = self.file(shard[0])
+        if not file.exists():
+            return False
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors = {part: opened.get_tensor(part) for part in opened.keys()}  # noqa: SIM118 - no dict
+                about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
+            notes, found = about.get("notes", ""), about.get("digest")
+            # The shards of earlier versions do not say which rows are theirs.
+            if found in (_digest(tensors, notes, shard[0]), _digest(tensors, notes)):
+                return all(len(rows) >= shard[1] - shard[0] for rows in tensors.values())
+        except (SafetensorError, OSError, ValueError):
+            pass  # not even a file of its kind
+        display.say(f"{file} is damaged and is made again")
+        return False
+
+    def _write(self, shard: tuple[int, int], tensors: dict[str, Tensor], notes: Notes) -> None:
+        kept = {name: tensor.to("cpu", self.layout.dtype).contiguous() for name, tensor in tensors.items()}
+        wanted = {name: (shard[1] - shard[0], *shape) for name, shape in self.layout.parts.items()}
+        made = {name: tuple(tensor.shape) for name, tensor in kept.items()}
+        if made != wanted:
+            raise ValueError(f"rows of shapes {made}, not {wanted}")
+        text = json.dumps({str(number): note for number, note in sorted(notes.items())})
+        about = json.dumps({"notes": text, "digest": _digest(kept, text, shard[0])})
+        with atomic_file(self.file(shard[0])) as temporary:
+            save_file(kept, temporary, {_ABOUT: about})
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: str, first: int | None = None) -> str:
+    digest = hashlib.blake2b(notes.encode() if first is None else f"{first} {notes}".encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

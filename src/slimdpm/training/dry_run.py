@@ -1,0 +1,162 @@
+"""What a run would be, told without starting it: ``slimdpm slim --dry-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from slimdpm.method.cost import Cost
+from slimdpm.system.sizes import described
+from slimdpm.training.accelerator import split_batch
+from slimdpm.training.job import Job
+from slimdpm.training.memory import estimate_memory
+
+_MEMORY = {
+    "student": "student and aligners",
+    "gradients": "their gradients",
+    "moments": "AdamW's moments",
+    "average": "running average",
+    "buckets": "gradients on their way",
+    "teacher": "teacher",
+    "frozen": "autoencoder, encoders",
+    "step": "activations of a step",
+    "sampling": "or samples in between",
+}
+_WIDTH = 15  # of the labels
+
+
+def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, Any]:
+    """Everything about a run that is known before it: plain values, for JSON.
+
+    Args:
+        job: planned, with or without weights.
+        processes: that share it.
+        resumes_at: the step of the newest checkpoint in its folder.
+
+    Returns:
+        networks with their cost (MACs of one forward pass, batch 1), feature pairs, conditioning, data, training, the
+        whole recipe, and the memory in bytes on each device.
+
+    Raises:
+        SlimdpmError: if the processes cannot share the batch.
+    """
+    recipe, plan, train = job.recipe, job.plan, job.recipe.train
+    micro_batch, accumulation = split_batch(recipe, processes)
+    memory = estimate_memory(
+        recipe,
+        plan.config,
+        job.shell,
+        teacher=job.teacher,
+        pairs=job.pairs,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        processes=processes,
+    )
+    seen = train.steps * train.batch_size
+    return {
+        "student": _network(plan.config, plan.cost),
+        "reference": _reference(job),
+        "first_weights": recipe.student.init,
+        "feature_pairs": [str(pair) for pair in job.pairs],
+        "conditioning": job.shell.conditioning.describe(recipe.conditioning.drop),
+        "data": {
+            "about": recipe.data.described(len(job.source)),
+            "images": len(job.source),
+            "size": job.shell.image_size,
+        },
+        "training": {
+            "processes": processes,
+            "micro_batch": micro_batch,
+            "accumulation": accumulation,
+            "resumes_at": resumes_at,
+            "images_seen": seen,
+            "epochs": seen / len(job.source),
+        },
+        "memory": memory.as_dict(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def _network(config: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
+    channels = config.get("block_out_channels")
+    return {"class": config["_class_name"], "channels": channels and list(channels), **asdict(cost)}
+
+
+def _reference(job: Job) -> dict[str, Any] | None:
+    """What the student is measured against: the teacher, or the network that is slimmed without distillation."""
+    cost, theirs = job.plan.cost, job.plan.teacher_cost
+    if job.teacher is None and cost == theirs:
+        return None
+    name = job.teacher.name if job.teacher else job.recipe.teacher or job.recipe.student.base
+    known = _network(job.teacher.config, theirs) if job.teacher else asdict(theirs)
+    return {"name": name, **known, "ratio": theirs.macs / cost.macs, "ratio_all": theirs.macs_all / cost.macs_all}
+
+
+def lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A `forecast` for people: labels and what they say. A label is empty where the one before goes on."""
+    student, reference, recipe = values["student"], values["reference"], values["recipe"]
+    if reference is not None:
+        yield ("teacher" if recipe["task"] == "slim" else "measured by"), f"{reference['name']}: {_cost(reference)}"
+    yield "student", _cost(student)
+    if reference is not None:
+        yield "", f"{reference['ratio']:.2f} times fewer MACs conv+linear, {reference['ratio_all']:.2f} times all"
+    yield "first weights", "the teacher's most important channels" if values["first_weights"] == "teacher" else "random"
+    if recipe["task"] == "slim":
+        yield from _rows("feature pairs", values["feature_pairs"] or ["none, the outputs only"])
+    conditioning = (values["conditioning"] or "none").removeprefix("conditioning: ")
+    yield from _rows("conditioning", conditioning.splitlines())
+    yield from _training(values)
+    yield from _memory(values["memory"])
+
+
+def _cost(network: Mapping[str, Any]) -> str:
+    channels = network.get("channels")
+    widths = f" {'-'.join(str(c) for c in channels)}" if channels else ""
+    name = f"{network['class']}{widths}, " if "class" in network else ""
+    macs = f"{network['macs'] / 1e9:.3f} G MACs conv+linear, {network['macs_all'] / 1e9:.3f} G all"
+    return f"{name}{network['params'] / 1e6:.2f} M parameters, {macs}"
+
+
+def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    recipe, data, shares = values["recipe"], values["data"], values["training"]
+    train, distill = recipe["train"], recipe["distill"]
+    yield "data", f"{data['about']} as {described(data['size'])}"
+    split = f"{shares['processes']} x {shares['micro_batch']} at once"
+    more = f", {shares['accumulation']} times" if shares["accumulation"] > 1 else ""
+    yield "steps", f"{train['steps']:,} of {train['batch_size']} images: {split}{more}"
+    if shares["resumes_at"]:
+        yield "", f"resuming after step {shares['resumes_at']:,}"
+    yield "images seen", f"{shares['images_seen']:,}, {shares['epochs']:,.1f} epochs"
+    yield "optimiser", f"AdamW, lr {train['lr']:g} {train['schedule']}, {train['warmup']} steps of warm-up"
+    yield "", f"running average {train['ema']:g}, gradients clipped to {train['clip']}"
+    gamma = train["snr_gamma"]
+    denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")
+    if recipe["task"] == "slim":
+        weights = f"λ_s {distill['lambda_spatial']:g}, λ_f {distill['lambda_freq']:g}, α {distill['alpha']:g}"
+        yield "losses", f"{denoising}, spatial, frequency: {weights}, ω scaled to {distill['weight_scaling']}"
+    else:
+        yield "loss", denoising
+    yield "precision", train["precision"]
+
+
+def _memory(memory: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    yield "memory", f"{_size(memory['total'])} on each device, estimated; workspaces of kernels come on top"
+    for part, label in _MEMORY.items():
+        if memory[part]:
+            yield "", f"{label:<24}{_size(memory[part]):>9}"
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _rows(label: str, rows: list[str]) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(rows):
+        yield ("" if number else label), row
+
+
+def labelled(label: str) -> str:
+    """A label, padded so that what it says stands in one column."""
+    return f"{label:<{_WIDTH}}"

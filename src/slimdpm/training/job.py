@@ -1,0 +1,70 @@
+"""The job: a run that is checked and planned. It is handed around whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from slimdpm.data.sources import Source
+from slimdpm.method.cost import Cost
+from slimdpm.method.features import FeaturePair
+from slimdpm.method.slimming import Plan
+from slimdpm.pipelines.shell import Shell
+from slimdpm.pipelines.teacher import Teacher
+from slimdpm.recipe import Recipe
+from slimdpm.system.sizes import described
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is checked and planned; nothing is written yet.
+
+    Attributes:
+        recipe: resolved: what was left to a default that depends on the teacher is filled in.
+        shell: the student's pipeline without its U-Net.
+        plan: the student's config and cost, and what it is measured against.
+        teacher: None for training without distillation.
+        origin: the U-Net from whose weights the student starts; None for a random start.
+        pairs: feature pairs for distillation.
+        source: the images.
+        conditions: what is known of each of them, if the network is told.
+    """
+
+    recipe: Recipe
+    shell: Shell
+    plan: Plan
+    teacher: Teacher | None
+    origin: nn.Module | None
+    pairs: list[FeaturePair]
+    source: Source
+    conditions: Sequence | None = None
+
+    def describe(self) -> list[str]:
+        """What will run, in a few lines."""
+        plan, recipe = self.plan, self.recipe
+        widths = "-".join(str(c) for c in plan.config["block_out_channels"])
+        lines = [f"student: {plan.config['_class_name']}, channels {widths}, {cost_line(plan.cost)}"]
+        if self.teacher is not None or plan.cost != plan.teacher_cost:
+            name = self.teacher.name if self.teacher else recipe.teacher or recipe.student.base
+            lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
+        if self.origin is not None:
+            lines.append("first weights: the teacher's most important channels")
+        if self.teacher is not None:
+            compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
+            why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
+            lines.append(f"feature pairs: {compared}{why}")
+        conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
+        lines += conditioning.splitlines() if conditioning else []
+        lines += getattr(self.source, "remarks", [])
+        lines.append(f"data: {recipe.data.described(len(self.source))} as {described(self.shell.image_size)}")
+        train = recipe.train
+        if train.warmup_steps >= train.steps:
+            reached = f"{train.steps / train.warmup_steps:.0%} of train.lr"
+            lines.append(f"warning: train.warmup is {train.warmup} of {train.steps} steps: the rate ends at {reached}")
+        return lines
+
+
+def cost_line(cost: Cost) -> str:
+    return f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G MACs (conv+linear)"

@@ -1,0 +1,243 @@
+"""What a run takes of each device's memory, before it runs.
+
+Weights and what belongs to them are counted. For the rest one step is taken with fake tensors, which have shapes and a
+device and no numbers: the true code of encoding, teacher, student, losses and backward pass, at the true batch size.
+Each storage that comes to life is added, each that dies is taken off; the peak is what counts.
+
+Not in it: what kernels need inside (convolutions have workspaces), the allocator's waste, CUDA's context and the
+libraries themselves. docs/paper-tasks.md says how far it was off.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.features import FeaturePair
+from slimdpm.method.networks import EXTRA, build, call, example_inputs
+from slimdpm.pipelines.shell import Shell
+from slimdpm.pipelines.teacher import Teacher
+from slimdpm.recipe import Recipe
+from slimdpm.system.sizes import sides
+
+FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        student: weights, with the aligners of distillation.
+        gradients: of them.
+        moments: AdamW's two.
+        average: the running average of the student's weights.
+        buckets: gradients on their way to the other processes; 0 in a single one.
+        teacher: weights.
+        frozen: weights of the class embedder; of autoencoder and text encoder where what they make is not kept.
+        step: the most that activations take in a step beyond all these.
+        sampling: the most that a grid of samples takes between steps, the copy of the student and the encoders that
+            are not there else included; the main process's. Gradients are gone then.
+    """
+
+    student: int
+    gradients: int
+    moments: int
+    average: int
+    buckets: int
+    teacher: int
+    frozen: int
+    step: int
+    sampling: int
+
+    @property
+    def total(self) -> int:
+        """The peak: in a step, or between steps when samples are made."""
+        lasting = self.student + self.moments + self.average + self.buckets + self.teacher + self.frozen
+        return lasting + max(self.gradients + self.step, self.sampling)
+
+    def as_dict(self) -> dict[str, int]:
+        return {**asdict(self), "total": self.total}
+
+
+def estimate_memory(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    shell: Shell,
+    *,
+    teacher: Teacher | None = None,
+    pairs: Sequence[FeaturePair] = (),
+    micro_batch: int,
+    accumulation: int = 1,
+    processes: int = 1,
+) -> Memory:
+    """The memory that a run takes on each device. No weights are needed: networks may lie on the meta device.
+
+    Args:
+        recipe: of the run. What `train.freeze` and `train.compile` spare is not counted off.
+        config: the student's.
+        shell: around it.
+        teacher: to be distilled, or None.
+        pairs: of features.
+        micro_batch: images in a micro-step of one process, see `slimdpm.training.accelerator.split_batch`.
+        accumulation: micro-steps in a step.
+        processes: that train together.
+    """
+    with _imagined():
+        unet = _imagined_network(build, config)
+        student = TappedStudent(unet, pairs)
+        if recipe.train.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        guide = _imagined_network(build, teacher.config) if teacher else None
+        shell = _imagined_shell(shell)
+        trained, averaged = _bytes(student), _bytes(unet)
+        step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
+        sampling = _sampling(recipe, unet, shell, guide)
+        resident = shell.encoders(latents=shell.keeps_latents(recipe.data), conditions=recipe.data.keeps)
+    return Memory(
+        student=trained,
+        gradients=trained,
+        moments=2 * trained,
+        average=averaged,
+        buckets=trained if processes > 1 else 0,
+        teacher=_bytes(guide) if guide is not None else 0,
+        frozen=sum(map(_bytes, resident)),
+        step=max(0, step - trained),
+        sampling=averaged + sampling + sum(map(_bytes, shell.frozen)) - sum(map(_bytes, resident)),
+    )
+
+
+def _step(
+    recipe: Recipe,
+    student: TappedStudent,
+    shell: Shell,
+    teacher: Any,
+    pairs: Sequence[FeaturePair],
+    batch: int,
+    *,
+    grown: bool,
+) -> int:
+    """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before."""
+    process = shell.process.to("cpu")
+    unet: Any = student.unet
+    distiller = Distiller(
+        student,
+        replace(process, prediction=recipe.student.prediction or process.prediction),
+        teacher=teacher,
+        teacher_prediction=process.prediction,
+        pairs=pairs,
+        settings=recipe.losses,
+    )
+    lower = recipe.train.precision != "fp32"
+    called = convert_outputs_to_fp32(student.forward) if lower else student
+    with _Live(student, teacher, *shell.frozen) as live:
+        if grown:
+            for parameter in student.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        if shell.keeps_latents(recipe.data):
+            x0 = torch.zeros(batch, *shell.shape)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            if not shell.keeps_latents(recipe.data):
+                x0 = shell.encode(torch.zeros(batch, shell.image_channels, *sides(shell.image_size)))
+            conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
+            t = torch.zeros(batch, dtype=torch.long)
+            loss = distiller.losses(x0, torch.zeros_like(x0), t, conditions, student=called)["loss"]
+        loss.backward()
+    student.zero_grad()
+    return live.peak
+
+
+@torch.no_grad()
+def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
+    """The most that a batch of samples takes: decoding it, or in pixel space a prediction of the larger network."""
+    count = min(recipe.samples.batch_size, recipe.samples.count)
+    network = unet if teacher is None else teacher
+    with _Live(unet, teacher, *shell.frozen) as live:
+        x = torch.zeros(count, *shell.shape)
+        if shell.autoencoder is None:
+            conditions = _conditions(network.config, count, shell.conditioning.tokens)
+            call(network, x, torch.zeros(count, dtype=torch.long), conditions)
+        else:
+            shell.decode(x)
+    return live.peak
+
+
+def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str, Any]:
+    inputs = example_inputs(config, batch=batch, tokens=tokens)
+    extra = inputs.pop("sample")[:, config["out_channels"] :].clone()
+    del inputs["timestep"]
+    return {**inputs, EXTRA: extra} if extra.shape[1] else inputs
+
+
+@contextmanager
+def _imagined() -> Iterator[None]:
+    """Tensors made here are fake ones of a CPU: its fused attention and its autocast are like a GPU's."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        yield
+
+
+def _imagined_shell(shell: Shell) -> Shell:
+    if shell.autoencoder is None:
+        return shell
+    autoencoder = _imagined_network(type(shell.autoencoder).from_config, shell.autoencoder.config)
+    return replace(shell, autoencoder=autoencoder.requires_grad_(False).eval())
+
+
+def _imagined_network(make: Callable[[Any], Any], config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):  # initial values would be imagined one by one
+        network = make(config)
+    for module in network.modules():  # not Module.to_empty, which swaps the data of tensors
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return network
+
+
+def _bytes(module: nn.Module) -> int:
+    return FLOAT * sum(p.numel() for p in module.parameters())
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that are alive, but for the weights of some networks.
+
+    Attributes:
+        now: bytes alive.
+        peak: the most that there were.
+    """
+
+    def __init__(self, *networks: nn.Module | None):
+        super().__init__()
+        self.now = self.peak = 0
+        weights = [p for network in networks if network is not None for p in network.parameters()]
+        self._known = {p.untyped_storage()._cdata for p in weights}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        name, size = storage._cdata, storage.nbytes()
+        if name not in self._known:
+            self._known.add(name)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, name, size)
+
+    def _forget(self, name: int, size: int) -> None:
+        self._known.discard(name)
+        self.now -= size

@@ -1,0 +1,241 @@
+"""A recipe checked against its teacher and data, and its student planned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from slimdpm.cache.teacher_samples import Samples, plan_samples
+from slimdpm.conditioning import new_class_labels
+from slimdpm.data.images import MODES
+from slimdpm.data.open_source import open_source
+from slimdpm.data.sources import Source
+from slimdpm.method.cost import Cost, measure
+from slimdpm.method.features import FeaturePair, match_features
+from slimdpm.method.inherit import MIXING, inheritable
+from slimdpm.method.networks import keeps_size, known_settings
+from slimdpm.method.presets import find_network
+from slimdpm.method.slimming import Budget, Plan, plan_student, student_base
+from slimdpm.pipelines.sampling import default_steps, probe
+from slimdpm.pipelines.shell import Shell, new_shell
+from slimdpm.pipelines.teacher import Teacher, load_teacher
+from slimdpm.recipe import TEACHER, Recipe
+from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.sizes import Size, briefly, described, nearest
+from slimdpm.training.job import Job
+
+DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
+DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
+
+
+def plan_job(
+    recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: Any = None, weights: bool = True
+) -> Job:
+    """Check a recipe against its teacher and data, and plan the student.
+
+    Args:
+        recipe: of the run.
+        teacher: a pipeline at hand instead of the one that the recipe names.
+        data: images at hand instead of those that the recipe names, see `slimdpm.data.open_source.open_source`; or
+            ``"teacher"``, as in a recipe.
+        weights: False leaves those of the teacher and the autoencoder where they are: such a job is to be looked at
+            and cannot run.
+
+    Raises:
+        SlimdpmError: for whatever is missing, unsupported or impossible.
+    """
+    made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
+    source = None if made else open_source(recipe.data if data is None else data)
+    if recipe.task == "slim" and teacher is None and recipe.teacher is None:
+        raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
+    if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
+        raise SlimdpmError(
+            "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
+        )
+    given = teacher if teacher is not None else recipe.teacher
+    loaded = load_teacher(given, weights=weights) if given is not None else None
+    if source is None:
+        if loaded is None:
+            raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
+        source = plan_samples(loaded, recipe.data)
+    if loaded is not None:
+        recipe = recipe.model_copy(update={"teacher": loaded.name})
+        base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
+        shell = loaded.shell
+    else:
+        shell, base = _from_nothing(recipe, source, weights)
+    if shell.image_channels not in MODES:
+        known = ", ".join(f"{channels} ({mode})" for channels, mode in MODES.items())
+        raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: {known} are")
+    if isinstance(source, Samples):
+        conditioning, conditions = shell.conditioning, source.conditions()
+    else:
+        conditioning, conditions = shell.conditioning.read(source)
+    shell = replace(shell, conditioning=conditioning)
+    recipe = _resolved(recipe, shell, loaded)
+    _check_process(recipe, shell)
+    if not recipe.samples.prompts:
+        prompts = conditioning.examples(conditions, recipe.samples.seed)
+        recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
+    with blamed("no student can be planned"):
+        shell, base = _sized(recipe, shell, base, loaded)
+    reference = measure(loaded.config) if loaded is not None and not loaded.has_scales else None
+    plan = _plan(recipe, base, shell.conditioning.tokens, reference)
+    distilled = loaded if recipe.task == "slim" else None
+    pairs = _pairs(recipe, plan, distilled) if distilled else []
+    origin = None
+    if loaded is not None and recipe.student.init == "teacher":
+        if not loaded.has_scales:
+            raise SlimdpmError("student.init: a U-Net cannot start from a transformer's weights; set it to random")
+        origin = loaded.unet
+    return Job(recipe, shell, plan, distilled, origin, pairs, source, conditions)
+
+
+def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
+    """The recipe with the defaults that depend on the task and the teacher filled in."""
+    student = recipe.student
+    init = student.init or _first_weights(recipe, loaded)
+    kind = student.kind or ("spectral" if recipe.task == "slim" else "lite")
+    ratio = student.ratio
+    if recipe.task == "slim" and not (student.width or ratio or student.max_macs or student.max_params):
+        ratio = None if "block_out_channels" in student.overrides else DEFAULT_RATIO
+    mixing = MIXING if init == "teacher" and kind == "spectral" else {}
+    overrides = {**mixing, **student.overrides}
+    size = recipe.data.size or shell.image_size
+    resolved = {"kind": kind, "ratio": ratio, "init": init, "overrides": overrides}
+    gamma = recipe.train.snr_gamma or (DEFAULT_GAMMA if recipe.task == "slim" else "none")
+    steps = recipe.samples.steps or default_steps(shell, recipe.samples.scheduler)
+    return recipe.model_copy(
+        update={
+            "student": student.model_copy(update=resolved),
+            "data": recipe.data.model_copy(update={"size": size}),
+            "train": recipe.train.model_copy(update={"snr_gamma": gamma}),
+            "samples": recipe.samples.model_copy(update={"steps": steps}),
+        }
+    )
+
+
+def _check_process(recipe: Recipe, shell: Shell) -> None:
+    """That networks of these predictions can be trained in this process and sampled as the recipe says."""
+    theirs = shell.process.prediction
+    ours = recipe.student.prediction or theirs
+    predictions = dict.fromkeys((ours, theirs) if recipe.task == "slim" else (ours,))
+    shell.process.check_training(*predictions)
+    for prediction in predictions:
+        assert recipe.samples.steps is not None
+        probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
+
+
+def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:
+    """Where a student starts by default: at its teacher's weights, if they can be inherited."""
+    if recipe.task == "slim" and loaded is not None and loaded.has_scales and inheritable(loaded.unet):
+        return "teacher"
+    return "random"
+
+
+def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher | None) -> tuple[Shell, dict[str, Any]]:
+    """Shell and config at the run's size. It must be one that the autoencoder halves and that the networks keep."""
+    size = recipe.data.size
+    assert size is not None and recipe.student.kind is not None
+    student = student_base(base, recipe.student.kind, recipe.student.overrides)
+    networks = {"teacher": loaded.config if loaded is not None else base, "student": student}
+
+    def refusing(size: Size) -> str | None:
+        resized = shell.sized(size)
+        if resized.image_size != size:
+            return "autoencoder"
+        return next((name for name, config in networks.items() if not keeps_size(config, resized.size)), None)
+
+    if size == shell.image_size or (name := refusing(size)) is None:
+        return shell.sized(size), {**base, "sample_size": shell.sized(size).size}
+    why, work = f"the {name} takes none of this shape", [shell.image_size]
+    for step in (shell.factor, shell.factor * 2 ** (len(student["block_out_channels"]) - 1)):
+        near = nearest(size, step)
+        if all(other != size and refusing(other) is None for other in near):
+            why = f"the {name} halves them to the end only if their size is a multiple of {step}"
+            work = near
+            break
+    advice = " or ".join(map(briefly, work))
+    raise SlimdpmError(f"images of {described(size)} do not fit: {why}; set data.size to {advice}")
+
+
+def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:
+    s = recipe.student
+    budget = Budget(s.width, s.ratio, s.max_macs, s.max_params)
+    assert s.kind is not None
+    with blamed("no student can be planned"):
+        if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
+            config = {**base, **s.overrides}
+            cost = measure(config, tokens=tokens)
+            plan = Plan(config, cost, reference or cost)
+        else:
+            plan = plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
+    known = known_settings(plan.config)
+    for key in s.overrides.keys() - known:  # diffusers would leave it out without a word
+        hint = f"; did you mean {close[0]}?" if (close := get_close_matches(key, known, n=1)) else ""
+        raise SlimdpmError(f"student.overrides: a {plan.config['_class_name']} takes no {key}{hint}")
+    return plan
+
+
+def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:
+    d = recipe.distill
+    if not teacher.has_scales:
+        if not isinstance(d.pairs, str):
+            raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to none")
+        return []
+    if not d.lambda_spatial and not d.lambda_freq:
+        return []
+    base = {**teacher.config, "sample_size": plan.config["sample_size"]}
+    return match_features(plan.config, base, pairs=d.pairs, levels=d.levels)
+
+
+def _beside_transformer(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
+    """The topology of a transformer's student, for the same latents and classes: a transformer has no widths to slim.
+
+    The paper's LDM-4 unless the recipe names another; the U-Net embeds the classes itself, for it cannot take the
+    transformer's embedding.
+    """
+    name = recipe.student.base or "ldm4"
+    config = {**find_network(name).config, "out_channels": teacher.unet.config.in_channels}
+    if config.get("cross_attention_dim") is not None:
+        raise SlimdpmError(
+            f"student.base {name} has cross-attention: the student of a transformer embeds classes itself"
+        )
+    return config | {k: teacher.unet.config[k] for k in ("in_channels", "sample_size", "num_class_embeds")}
+
+
+def _from_nothing(recipe: Recipe, source: Source, weights: bool) -> tuple[Shell, dict[str, Any]]:
+    """Shell and config of a network without a teacher."""
+    base, conditioning = _base_config(recipe), None
+    if recipe.conditioning.kind == "class" or base.get("num_class_embeds") is not None:
+        conditioning, base = new_class_labels(base, source, recipe.train.seed)
+    elif base.get("cross_attention_dim") is not None:
+        raise SlimdpmError("this network has cross-attention: set conditioning.kind=class, or give --like PIPELINE")
+    shell = new_shell(
+        base,
+        timesteps=recipe.process.timesteps,
+        beta_schedule=recipe.process.beta_schedule,
+        prediction=recipe.student.prediction or "epsilon",
+        autoencoder=recipe.autoencoder,
+        conditioning=conditioning,
+        weights=weights,
+    )
+    return shell, base
+
+
+def _base_config(recipe: Recipe) -> dict[str, Any]:
+    """The network to train without a teacher: a preset, a diffusers folder or a config.json."""
+    base = recipe.student.base
+    if base is None:
+        raise SlimdpmError(
+            "training needs a network: --model with a preset, a config.json or a folder, or --like TEACHER"
+        )
+    config = dict(find_network(base).config)
+    if config.get("sample_size") is None:
+        if recipe.data.size is None:
+            raise SlimdpmError(f"the config of {base} has no sample_size; set data.size")
+        config["sample_size"] = recipe.data.size
+    return config

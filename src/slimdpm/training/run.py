@@ -1,0 +1,113 @@
+"""A job done: trained, and its results left in the run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display
+from slimdpm.training.accelerator import make_accelerator, tracking, where
+from slimdpm.training.checkpoint import checkpoint_step, checkpoints
+from slimdpm.training.job import Job
+from slimdpm.training.prepare import inputs_of, prepare_data
+from slimdpm.training.student_folder import Results
+from slimdpm.training.trainer import Trainer
+
+
+def run_job(job: Job, folder: str | Path, display: Display | None = None, *, report: bool = True) -> DiffusionPipeline:
+    """Train, and leave the results in the run's folder; resumes what is there.
+
+    Args:
+        job: the run.
+        folder: its folder.
+        display: where progress is shown.
+        report: sample and write the report at the end.
+
+    Returns:
+        the student's pipeline with the averaged weights.
+
+    Raises:
+        SlimdpmError: for a folder that holds something else, unreadable images, a full disk, a loss gone wrong.
+        slimdpm.system.stop_signals.Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    display = display or Display()
+    run = RunFolder(folder)
+    job = replace(job, recipe=run.settled(job.recipe))
+    run.check(job.recipe)
+    accelerator = make_accelerator(job.recipe, run)
+    if not accelerator.is_main_process:
+        display = Display()
+    if accelerator.is_main_process:
+        run.open(job.recipe)
+    accelerator.wait_for_everyone()
+    try:
+        for line in [*job.describe(), *where(accelerator)]:
+            display.say(line)
+        try:
+            if accelerator.is_main_process:
+                _check_inputs(job, run, display)
+            trainer = new_trainer(job, run, accelerator, display)
+        except SlimdpmError:
+            run.discard_if_new()
+            raise
+        return _train(job, trainer, display, report)
+    finally:
+        run.close()
+
+
+def _check_inputs(job: Job, run: RunFolder, display: Display) -> None:
+    """Refuse to go on with other networks or images than a run began with; one that has all its steps may finish.
+
+    Raises:
+        SlimdpmError: naming what differs.
+    """
+    changed = " and ".join(run.changed_inputs(inputs_of(job, run)))
+    if not changed:
+        return
+    found = checkpoints(run.checkpoints)
+    line = f"{run.path} was begun with another content of {changed}"
+    if not found or checkpoint_step(found[-1]) < job.recipe.train.steps:
+        raise SlimdpmError(f"{line}; put back what was there, or choose another folder")
+    display.say(f"warning: {line}; all steps are taken, the report is written with what is there now")
+
+
+def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:
+    """A job's data made ready, and what trains on it in the run's open folder."""
+    display = display or Display()
+    images, conditioning = prepare_data(job, run, accelerator, display)
+    return Trainer(
+        job.recipe,
+        job.plan.config,
+        replace(job.shell, conditioning=conditioning),
+        images,
+        run,
+        accelerator,
+        teacher=job.teacher,
+        origin=job.origin,
+        pairs=job.pairs,
+        display=display,
+    )
+
+
+def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> DiffusionPipeline:
+    run, accelerator = trainer.run, trainer.accelerator
+    results = Results(job.recipe, run, job.plan.config, job.shell, job.teacher, accelerator.device, display)
+    if accelerator.is_main_process:
+        results.keep_images(trainer.images)
+    with tracking(accelerator, job.recipe):
+        weights = trainer.train(on_checkpoint=results.save_student, on_sample=results.save_grid)
+    if report and accelerator.is_main_process:
+        from slimdpm.training.run_report import (
+            write_run_report,  # here: matplotlib is slow to import and only this needs it
+        )
+
+        write_run_report(job.recipe, run, job.plan, results, weights, trainer.images)
+        display.say(f"student: {run.student}")
+        display.say(f"report:  {run.report}")
+    accelerator.wait_for_everyone()
+    return results.pipeline(weights).to(accelerator.device)  # its autoencoder was elsewhere if latents were kept

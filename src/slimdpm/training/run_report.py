@@ -1,0 +1,71 @@
+"""The report of a run, from what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from slimdpm.data.dataset import Images
+from slimdpm.data.images import grid, save_picture, zoom_for
+from slimdpm.method.slimming import Plan
+from slimdpm.recipe import Recipe
+from slimdpm.report.page import _COLUMNS, Entry, Report, _readable, write_report
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.devices import resident
+from slimdpm.system.documents import read_text
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.sizes import described
+from slimdpm.training.student_folder import Results
+
+
+def write_run_report(
+    recipe: Recipe, run: RunFolder, plan: Plan, results: Results, weights: Mapping[str, Tensor], images: Images
+) -> None:
+    """Sample teacher and student from the same noise, and write ``samples/`` and ``report.html`` of a run."""
+    count = recipe.samples.count
+    entries = []
+    if results.teacher is not None:
+        samples = results.sample(results.teacher_pipeline(), count, "sampling the teacher")
+        entries.append(Entry("teacher", plan.teacher_cost, samples))
+    samples = results.sample(results.pipeline(weights), count, "sampling the student")
+    name = "student" if results.teacher is not None else "network"
+    curve = run.metrics()
+    entries.append(Entry(name, plan.cost, samples, curve))
+    for entry in entries:
+        picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples))
+        save_picture(run.samples / f"{entry.name}.png", picture)
+    chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
+    facts = {
+        "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
+        "training time": _duration(curve[-1]["seconds"]) if curve else "not logged",
+        "seed": str(recipe.train.seed),
+        "data": f"{recipe.data.described(len(images))} as {described(results.shell.image_size, '×')}",
+        "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
+        **machine_facts(),
+    }
+    summary = f"trained from {recipe.data.path}"
+    if results.teacher is not None:
+        summary = f"{results.teacher.name} made {plan.ratio:.1f} times cheaper"
+    with resident(results.shell.frozen, results.place):  # the teacher's samples are decoded to be shown
+        real = _readable(images, chosen)
+    report = Report(
+        title=run.path.resolve().name,
+        summary=summary,
+        entries=entries,
+        real=real,
+        facts=facts,
+        recipe=recipe.to_yaml(),
+        student=str(run.student),
+        card=results.shell.conditioning.card(),
+        notes=[] if len(real) == len(chosen) else [f"{len(chosen) - len(real)} of the images cannot be read any more"],
+        analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
+    )
+    write_report(run.report, report)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -1,0 +1,130 @@
+"""What a run leaves for its user: the student's pipeline folder and pictures of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+from torch import Tensor, device, nn
+
+from slimdpm.conditioning import Request
+from slimdpm.data.dataset import Images
+from slimdpm.data.images import grid, picture, save_picture, stacked, zoom_for
+from slimdpm.method.networks import build
+from slimdpm.pipelines.sampling import sample_images
+from slimdpm.pipelines.shell import Shell
+from slimdpm.pipelines.teacher import Teacher
+from slimdpm.recipe import Recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.devices import resident
+from slimdpm.system.files import atomic_folder, save_tensors
+from slimdpm.system.progress import Display
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+_GRID = 16  # images in a grid during training
+
+_CARD = """---
+library_name: diffusers
+tags: [slimdpm, {tag}]
+---
+A slim diffusion pipeline made by slimdpm: the U-Net's weights are an exponential
+moving average of its training.
+
+```python
+import slimdpm  # the U-Net's class
+from {module} import {name}
+
+images = {name}.from_pretrained("THIS FOLDER")({call}num_inference_steps=50).images
+```
+"""
+
+
+class Results:
+    """Writes the results of one run.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        config: the student's diffusers config.
+        shell: the pipeline around it.
+        teacher: samples from it stand beside the student's, if there is one.
+        place: the device to sample on.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        config: Mapping[str, Any],
+        shell: Shell,
+        teacher: Teacher | None,
+        place: device,
+        display: Display,
+    ):
+        self.recipe, self.run, self.config, self.shell = recipe, run, config, shell
+        self.teacher, self.place, self.display = teacher, place, display
+        self._unet: nn.Module | None = None
+        self._teacher_samples: np.ndarray | None = None
+
+    def pipeline(self, weights: Mapping[str, Tensor]) -> DiffusionPipeline:
+        """The student's pipeline with these weights, in a U-Net apart from the one in training."""
+        if self._unet is None:
+            with device("meta"):  # its weights come from outside
+                self._unet = build(self.config).eval()
+            self._unet.to_empty(device=self.place)
+        self._unet.load_state_dict(weights)
+        return self.shell.with_unet(self._unet, self.recipe.student.prediction)
+
+    def save_student(self, weights: Mapping[str, Tensor]) -> None:
+        """Write or update ``student/``; at any moment it can be loaded."""
+        if self.run.student.is_dir():
+            save_tensors(self.run.student / "unet" / _WEIGHTS, dict(weights))
+            return
+        with atomic_folder(self.run.student) as temporary:
+            self.pipeline(weights).save_pretrained(temporary, max_shard_size="1TB")
+            (temporary / "README.md").write_text(_CARD.format(**self.shell.conditioning.card()), encoding="utf-8")
+
+    def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """A picture of samples at this step: each student's under the teacher's from the same noise."""
+        count = min(_GRID, self.recipe.samples.count)
+        students = self.sample(self.pipeline(weights), count, f"samples at step {step}")
+        rows = students
+        columns = min(8, count)
+        if self.teacher is not None:
+            if self._teacher_samples is None:
+                self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
+            rows = stacked(self._teacher_samples, students)
+        save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students)))
+
+    def teacher_pipeline(self) -> DiffusionPipeline:
+        assert self.teacher is not None
+        return self.shell.with_unet(self.teacher.unet.to(self.place))
+
+    def keep_images(self, images: Images) -> None:
+        """What the samples of a network that sees images are made of: for each prompt an image of that caption."""
+        if not self.shell.conditioning.extra or self.run.given.exists():
+            return
+        captioned = {images.condition(number): number for number in reversed(range(len(images)))}
+        with atomic_folder(self.run.given) as temporary:
+            for place, prompt in enumerate(self.recipe.samples.prompts):
+                array = images.square(captioned.get(prompt, place % len(images)))
+                picture(array).save(temporary / f"{place:05d}.png")
+
+    def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
+        """uint8 ``(count, H, W, C)`` with the recipe's sampler, at the run's size: the teacher's own may be another."""
+        s = self.recipe.samples
+        with resident(self.shell.frozen, self.place), self.display.task(label, count, unit="images") as task:
+            return sample_images(
+                pipeline,
+                count,
+                steps=s.steps,
+                scheduler=s.scheduler,
+                seed=s.seed,
+                batch_size=s.batch_size,
+                request=Request((), s.prompts, s.negative_prompt, s.guidance, sorted(self.run.given.glob("*.png"))),
+                size=self.shell.image_size,
+                progress=task.advance,
+            )

@@ -1,0 +1,325 @@
+"""The loop. ``slimdpm slim`` distils a teacher with it, ``slimdpm train`` trains on the images alone.
+
+Each step seeds its own randomness, so a run that was stopped and resumed takes the very steps that it would have
+taken, and there is no random state to save. Timesteps and noise are drawn for the whole batch of a step and shared
+out, so they do not depend on the number of processes or on accumulation either.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from slimdpm.data.dataset import Images
+from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
+from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.features import FeaturePair
+from slimdpm.method.inherit import inherited_weights
+from slimdpm.method.networks import build
+from slimdpm.pipelines.shell import Shell
+from slimdpm.pipelines.teacher import Teacher
+from slimdpm.recipe import Recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display, loss_line
+from slimdpm.system.stop_signals import Stopped, stop_signals
+from slimdpm.training.accelerator import split_batch
+from slimdpm.training.checkpoint import Trainable, checkpoints, ema_weights, load_checkpoint, save_checkpoint
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
+
+_DROPPING = 2  # beside the numbers that `TrainingStream` seeds order and augmentation with
+
+Weights = dict[str, Tensor]
+
+
+class Trainer:
+    """One run's training, from where its folder left it to the recipe's last step.
+
+    Args:
+        recipe: of the run.
+        config: the student's diffusers config.
+        shell: the pipeline around it.
+        images: the training images.
+        run: the run's folder, open.
+        accelerator: from `slimdpm.training.accelerator.make_accelerator`.
+        teacher: to be distilled, or None.
+        origin: a U-Net from whose weights the student starts, see `slimdpm.method.inherit`; None for a random start.
+        pairs: the feature pairs of teacher and student.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Mapping[str, Any],
+        shell: Shell,
+        images: Images,
+        run: RunFolder,
+        accelerator: Accelerator,
+        *,
+        teacher: Teacher | None = None,
+        origin: nn.Module | None = None,
+        pairs: list[FeaturePair] | None = None,
+        display: Display | None = None,
+    ):
+        self.recipe, self.settings, self.config, self.shell = recipe, recipe.train, config, shell
+        self.images, self.run, self.accelerator = images, run, accelerator
+        self.display = display or Display()
+        self.micro_batch, self.accumulation = split_batch(recipe, accelerator.num_processes)
+        self.state = self._new_state(origin, pairs or [])
+        self.distiller = self._new_distiller(teacher, pairs or [])
+        self.wrapped = accelerator.prepare_model(self.state.student)
+        self.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
+        self.state.scaler = accelerator.scaler
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
+        self._mark = time.monotonic()
+
+    def _new_state(self, origin: nn.Module | None, pairs: list[FeaturePair]) -> Trainable:
+        s = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed)
+            unet = build(self.config)
+            student = TappedStudent(unet, pairs)
+        if origin is not None:
+            unet.load_state_dict(inherited_weights(origin, unet), strict=False)
+        _freeze(unet, s.freeze)
+        if s.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        student.to(self.accelerator.device).train()
+        if s.compile:
+            student.compile()
+        trained = [p for p in student.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
+        schedule = get_scheduler(
+            _SCHEDULES[s.schedule], optimizer, num_warmup_steps=s.warmup_steps, num_training_steps=s.steps
+        )
+        return Trainable(student, EMAModel(unet.parameters(), decay=s.ema, foreach=True), optimizer, schedule)
+
+    def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
+        device = self.accelerator.device
+        process = self.shell.process.to(device)
+        for module in self.shell.encoders(latents=self.images.latents is not None):
+            module.requires_grad_(False).eval().to(device)
+        return Distiller(
+            self.state.student,
+            replace(process, prediction=self.recipe.student.prediction or process.prediction),
+            teacher=teacher.unet.to(device) if teacher else None,
+            teacher_prediction=process.prediction,
+            pairs=pairs,
+            settings=self.recipe.losses,
+        )
+
+    def train(
+        self,
+        on_checkpoint: Callable[[Weights], None] = lambda weights: None,
+        on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+    ) -> Weights:
+        """Train to the last step.
+
+        Args:
+            on_checkpoint: called by the main process with the averaged weights after each checkpoint.
+            on_sample: called by the main process with the step and the averaged weights every `sample_every` steps.
+
+        Returns:
+            the averaged weights.
+
+        Raises:
+            Stopped: on Ctrl-C or SIGTERM, after a checkpoint.
+            SlimdpmError: if the loss is not finite, or a checkpoint cannot be written.
+        """
+        label = "distilling" if self.distiller.teacher is not None else "training"
+        self.resume()
+        with (
+            torch.random.fork_rng(devices=_cuda_devices(self.accelerator.device)),
+            stop_signals() as received,
+            self.display.task(label, self.settings.steps, done=self.state.step, unit="steps") as task,
+        ):
+            for numbers in self.steps(on_checkpoint, on_sample, received):
+                task.advance(1, numbers)
+        self.accelerator.wait_for_everyone()
+        return self.weights()
+
+    def steps(
+        self,
+        on_checkpoint: Callable[[Weights], None] = lambda weights: None,
+        on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+        received: Sequence[int] = (),
+    ) -> Iterator[str]:
+        """`train` a step at a time, for who drives several runs side by side; `resume` comes first.
+
+        Args:
+            on_checkpoint, on_sample: see `train`.
+            received: the signals that ask to stop, see `stop_signals`.
+
+        Yields:
+            after each step its numbers as a line if they were logged, else nothing.
+        """
+        s = self.settings
+        if not self.run.grid(self.state.step).exists():
+            self._grid(on_sample)  # the run stopped, or was killed, between checkpoint and grid
+        batches = self._batches()
+        self._mark = time.monotonic()
+        while self.state.step < s.steps:
+            self._step(batches)
+            step = self.state.step
+            stop = self._agreed(received)
+            last = stop or step == s.steps
+            numbers = self._flush() if last or step % s.log_every == 0 or step % s.checkpoint_every == 0 else ""
+            if last or step % s.checkpoint_every == 0:
+                self._checkpoint(on_checkpoint)
+            if stop:
+                raise Stopped(stop, step)
+            self._grid(on_sample)
+            yield numbers
+
+    def _grid(self, on_sample: Callable[[int, Weights], None]) -> None:
+        """Have a grid of samples made, if it is time."""
+        s, step = self.settings, self.state.step
+        every = max(1, s.steps // 5) if s.sample_every is None else s.sample_every
+        if step and every and step % every == 0 and self.accelerator.is_main_process:
+            on_sample(step, self.weights())
+
+    def weights(self) -> Weights:
+        """The averaged weights of the student, under its own names."""
+        return ema_weights(self.state.student.unet, self.state.ema)
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run's folder, if there is one.
+
+        Raises:
+            SlimdpmError: if it is damaged.
+        """
+        found = checkpoints(self.run.checkpoints)
+        verified = not found or load_checkpoint(found[-1], self.state)
+        if self.accelerator.is_main_process:
+            self.run.forget_after(self.state.step)
+            if found:
+                self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
+            if not verified:
+                self.display.say(f"{found[-1].name} is of an earlier version and has no digests: taken as it is")
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        data, a = self.recipe.data, self.accelerator
+        stream = TrainingStream(self.images, flip=data.flip, seed=self.settings.seed)
+        steps = [step * self.accumulation for step in (self.state.step, self.settings.steps)]
+        batches = StreamBatches(self.micro_batch, *steps, rank=a.process_index, world_size=a.num_processes)
+        return iter(training_loader(stream, batches, workers=data.workers, pin=a.device.type == "cuda"))
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+        """One optimiser step."""
+        a, s = self.accelerator, self.settings
+        timesteps, noise, dropped = self._draw()
+        sums: dict[str, Tensor] = {}
+        for micro in range(self.accumulation):
+            batch = next(batches)
+            place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
+            share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
+            torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
+            # The data is the same in any precision, as what is kept of it is.
+            clean = self.shell.clean_samples(batch, a.device)
+            given = self.shell.conditioning.training_inputs(batch, dropped[share])
+            with a.accumulate(self.wrapped):
+                with a.autocast():
+                    losses = self.distiller.losses(clean, noise[share], timesteps[share], given, student=self.wrapped)
+                a.backward(losses["loss"])
+                if a.sync_gradients:
+                    sums["grad_norm"] = a.clip_grad_norm_(self.wrapped.parameters(), s.clip or math.inf)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                part = value.detach() / self.accumulation
+                sums[name] = sums[name] + part if name in sums else part
+        self.state.schedule.step()
+        self.state.ema.step(self.state.student.unet.parameters())
+        self.state.step += 1
+        self._pending.append((self.state.step, sums))
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a step's whole batch, the same in every process: timesteps, noise, and whose condition is dropped.
+
+        ``(B,)``, ``(B, C, H, W)``, and bool ``(B,)``.
+        """
+        s, device = self.settings, self.accelerator.device
+        torch.manual_seed(_seed(s.seed, self.state.step, 0))
+        timesteps = torch.randint(len(self.distiller.process), (s.batch_size,), device=device)
+        noise = torch.randn((s.batch_size, *self.shell.shape), device=device)
+        # A generator of its own: a run without conditions draws what it always drew.
+        chances = np.random.default_rng([s.seed, _DROPPING, self.state.step]).random(s.batch_size)
+        return timesteps, noise, torch.from_numpy(chances < self.recipe.conditioning.drop).to(device)
+
+    def _flush(self) -> str:
+        """Log the mean of the steps since the last time. Returns it as a line.
+
+        Raises:
+            SlimdpmError: if a loss among them is not finite.
+        """
+        steps = [step for step, _ in self._pending]
+        table = {name: torch.stack([v[name].float() for _, v in self._pending]) for name in self._pending[0][1]}
+        table = {name: self.accelerator.reduce(column, "mean") for name, column in table.items()}
+        self._pending.clear()
+        bad = (~torch.isfinite(table["loss"])).nonzero().flatten().tolist()
+        if bad:
+            raise self._not_finite(steps[bad[0]], {name: column[bad[0]].item() for name, column in table.items()})
+        seconds = time.monotonic() - self._mark
+        self._mark = time.monotonic()
+        self.state.seconds += seconds
+        values = {name: column.mean().item() for name, column in table.items()}
+        values["lr"] = float(self.state.schedule.get_last_lr()[0])
+        values["images_per_second"] = len(steps) * self.settings.batch_size / seconds
+        if self.accelerator.is_main_process:
+            self.run.log({"step": steps[-1], **values, "seconds": round(self.state.seconds, 2)})
+            self.accelerator.log(values, step=steps[-1])
+        return f"{loss_line(values)}  {values['images_per_second']:.0f} images/s"
+
+    def _not_finite(self, step: int, values: Mapping[str, float]) -> SlimdpmError:
+        parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        found = checkpoints(self.run.checkpoints)
+        good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        return SlimdpmError(f"the loss is not finite at step {step} ({parts}); {good}. Try a lower train.lr, or bf16")
+
+    def _checkpoint(self, on_checkpoint: Callable[[Weights], None]) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run.checkpoints, self.state, keep=self.settings.keep)
+            on_checkpoint(self.weights())
+        self.accelerator.wait_for_everyone()
+
+    def _agreed(self, received: Sequence[int]) -> int:
+        """The signal to stop at, the same in all processes after the same step; 0 to go on."""
+        if self.accelerator.num_processes == 1:
+            return received[0] if received else 0
+        mine = torch.tensor(received[0] if received else 0, device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
+
+
+def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Keep the parameters whose names match a pattern out of training.
+
+    Raises:
+        SlimdpmError: for a pattern that matches none.
+    """
+    for pattern in patterns:
+        matching = [p for name, p in network.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            raise SlimdpmError(f"train.freeze: no parameter of the student matches {pattern!r}")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+
+
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

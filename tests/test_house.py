@@ -1,0 +1,67 @@
+"""The floors of the house: a package imports what stands below it, and nothing runs in a circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import slimdpm
+
+SOURCE = Path(slimdpm.__file__).parent
+FLOORS = (  # from the ground up; what stands on one line may be imported by the lines after it
+    ("system",),
+    ("wavelet",),
+    ("unet",),
+    ("method",),
+    ("recipe",),
+    ("recipe_file",),
+    ("run_folder",),
+    ("data",),
+    ("conditioning",),
+    ("pipelines",),
+    ("cache", "metrics", "originals"),
+    ("report",),
+    ("training",),
+    ("analysis",),
+    ("api", "demo"),
+    ("__init__",),
+    ("cli",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules():
+    """Each module of slimdpm and those of slimdpm that it imports, wherever in it."""
+    files = {".".join(f.relative_to(SOURCE).with_suffix("").parts): f for f in SOURCE.rglob("*.py")}
+    found = {}
+    for name, file in files.items():
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        places = [(node.module.removeprefix("slimdpm").lstrip("."), node) for node in nodes if "slimdpm" in node.module]
+        named = {f"{place}.{alias.name}".lstrip(".") for place, node in places for alias in node.names}
+        found[name] = {n for n in named if n in files} | {
+            p if p in files else f"{p}.__init__".lstrip(".")
+            for p, node in places
+            if not all(f"{p}.{alias.name}".lstrip(".") in files for alias in node.names)
+        }
+    return found
+
+
+def test_no_import_runs_up_and_none_in_a_circle():
+    found = modules()
+    assert {name.split(".")[0] for name in found} == set(FLOOR)
+    room = {name: name.split(".")[0] for name in found}
+    up = [(name, target) for name in found for target in found[name] if FLOOR[room[target]] > FLOOR[room[name]]]
+    across = [
+        (name, target)
+        for name in found
+        for target in found[name]
+        if FLOOR[room[target]] == FLOOR[room[name]] and room[target] != room[name]
+    ]
+    assert not up and not across
+    list(TopologicalSorter(found).static_order())  # raises CycleError
+
+
+def test_rooms_are_small_and_few():
+    rooms = [path for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len(rooms) <= 25
+    long = {str(f.relative_to(SOURCE)): n for f in SOURCE.rglob("*.py") if (n := len(f.read_text().splitlines())) > 350}
+    assert not long
