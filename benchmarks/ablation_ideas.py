@@ -93,10 +93,9 @@ def _use(kind: type[Distiller], **attributes: Any) -> Idea:
     """Another distiller of the same networks, taps and settings."""
 
     def change(trainer: Trainer) -> None:
-        trainer.distiller.__class__ = kind
         vars(trainer.distiller).update(attributes, **({"trainer": trainer} if kind is Annealed else {}))
 
-    return Idea(trainer=change)
+    return Idea(distiller=kind, trainer=change)
 
 
 # Daubechies' wavelet of two vanishing moments: low-pass, and the high-pass that belongs to it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from slimdpm.method.distiller import Distiller
 from slimdpm.method.inherit import MIXING
 from slimdpm.recipe import Recipe
 from slimdpm.recipe_file import load_recipe
@@ -42,10 +43,12 @@ class Idea:
 
     Attributes:
         network: changes its U-Net in place, and keeps the parameters: they are being trained.
+        distiller: makes its losses.
         trainer: changes its training, before the first step.
     """
 
     network: Callable[[nn.Module], object] = lambda network: None
+    distiller: Callable[..., Distiller] = Distiller
     trainer: Callable[[Trainer], object] = lambda trainer: None
 
 

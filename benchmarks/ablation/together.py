@@ -90,9 +90,10 @@ def train_together(
         accelerator = make_accelerator(jobs[first].recipe, RunFolder(folders[first]))
         trainers: dict[str, Trainer] = {}
         for name, job in jobs.items():
-            trainers[name] = _trainer(job, folders[name], accelerator, shared, stack)
-            ideas.get(name, Idea()).network(trainers[name].state.student.unet)
-            ideas.get(name, Idea()).trainer(trainers[name])
+            idea = ideas.get(name, Idea())
+            trainers[name] = _trainer(job, folders[name], accelerator, shared, stack, idea)
+            idea.network(trainers[name].state.student.unet)
+            idea.trainer(trainers[name])
             trainers[name].resume()
         stack.enter_context(torch.random.fork_rng())
         received = stack.enter_context(stop_signals())
@@ -104,13 +105,13 @@ def train_together(
 
 
 def _trainer(
-    job: Job, folder: Path, accelerator: Accelerator, shared: OncePerBatch | None, stack: ExitStack
+    job: Job, folder: Path, accelerator: Accelerator, shared: OncePerBatch | None, stack: ExitStack, idea: Idea
 ) -> Trainer:
     run = RunFolder(folder)
     run.open(job.recipe)
     stack.callback(run.close)
     teacher = replace(job.teacher, unet=shared) if job.teacher is not None else None
-    return new_trainer(replace(job, teacher=teacher), run, accelerator)
+    return new_trainer(replace(job, teacher=teacher), run, accelerator, distiller=idea.distiller)
 
 
 def _advance(trainers: Sequence[Trainer], received: Sequence[int], display: Display) -> None:
@@ -135,7 +136,7 @@ def _advance(trainers: Sequence[Trainer], received: Sequence[int], display: Disp
 
 
 def _pipeline(job: Job, trainer: Trainer) -> DiffusionPipeline:
-    results = Results(job.recipe, trainer.run, job.plan.config, job.shell, None, trainer.accelerator.device, Display())
+    results = Results(job, trainer.run, trainer.accelerator.device, Display())
     weights = trainer.weights()
     results.save_student(weights)
     return results.pipeline(weights).to(trainer.accelerator.device)

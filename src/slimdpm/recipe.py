@@ -6,6 +6,7 @@ A key is documented where it is declared; ``slimdpm slim --help`` and ``recipes/
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from slimdpm.method.inherit import MIXING
 from slimdpm.method.losses import RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
 from slimdpm.system.sizes import SMALLEST, Size, sides, size_of
 
@@ -49,6 +51,10 @@ def _image_size(value: Any) -> Size:
     if min(sides(size)) < SMALLEST:
         raise ValueError(f"images have at least {SMALLEST} pixels a side")
     return size
+
+
+DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
+DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 
 
 class Section(BaseModel):
@@ -158,11 +164,11 @@ class ConditioningRecipe(Section):
 class DistillRecipe(Section):
     """Spectrum-aware distillation; the paper has λ = 0.1 and pairs auto, the defaults are what the ablation chose."""
 
-    lambda_spatial: Number = 2.0  # λ_s
-    lambda_freq: Number = 2.0  # λ_f
-    alpha: float = Field(-1.0, ge=-10, le=10)  # exponent of ω; negative values favour rare frequencies
-    weight_scaling: Literal[WEIGHT_SCALINGS] = "mean"  # type: ignore[valid-type]
-    resize: Literal[RESIZE_FILTERS] = "area"  # type: ignore[valid-type]
+    lambda_spatial: Number = LossSettings.lambda_spatial  # λ_s
+    lambda_freq: Number = LossSettings.lambda_freq  # λ_f
+    alpha: float = Field(LossSettings.alpha, ge=-10, le=10)  # exponent of ω; negative values favour rare frequencies
+    weight_scaling: Literal[WEIGHT_SCALINGS] = LossSettings.weight_scaling  # type: ignore[valid-type]
+    resize: Literal[RESIZE_FILTERS] = LossSettings.resize  # type: ignore[valid-type]
     pairs: Literal["auto", "none"] | list[str] = "none"  # or ["up_blocks.2", "down_blocks.0:down_blocks.1"]
     levels: Literal["all"] | list[int] = "all"  # scales that take part: 1 is full resolution, 2 half of it
 
@@ -242,6 +248,36 @@ class Recipe(Section):
         d, gamma = self.distill, self.train.snr_gamma
         gamma = None if gamma == "none" else gamma
         return LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=gamma)
+
+    def resolved(
+        self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, prompts: Sequence[str]
+    ) -> Recipe:
+        """The recipe with every default that depends on the task, the teacher or the data filled in.
+
+        Args:
+            teacher: its name.
+            inherits: whether a student can start from its weights.
+            size: of its images.
+            sample_steps: for samples.
+            prompts: for samples, from the data.
+        """
+        slim, student, samples = self.task == "slim", self.student, self.samples
+        kind = student.kind or ("spectral" if slim else "lite")
+        init = student.init or ("teacher" if slim and inherits else "random")
+        budget = any((student.width, student.ratio, student.max_macs, student.max_params))
+        ratio = (
+            DEFAULT_RATIO if slim and not budget and "block_out_channels" not in student.overrides else student.ratio
+        )
+        mixing = MIXING if init == "teacher" and kind == "spectral" else {}
+        gamma = self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none")
+        sections: dict[str, dict[str, Any]] = {
+            "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": {**mixing, **student.overrides}},
+            "data": {"size": self.data.size or size},
+            "train": {"snr_gamma": gamma},
+            "samples": {"steps": samples.steps or sample_steps, "prompts": samples.prompts or list(prompts)},
+        }
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update={**changed, "teacher": teacher or self.teacher})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -43,16 +43,7 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
     """
     recipe, plan, train = job.recipe, job.plan, job.recipe.train
     micro_batch, accumulation = split_batch(recipe, processes)
-    memory = estimate_memory(
-        recipe,
-        plan.config,
-        job.shell,
-        teacher=job.teacher,
-        pairs=job.pairs,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        processes=processes,
-    )
+    memory = estimate_memory(job, processes)
     seen = train.steps * train.batch_size
     return {
         "student": _network(plan.config, plan.cost),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from slimdpm.data.sources import Source
 from slimdpm.method.cost import Cost
+from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.features import FeaturePair
 from slimdpm.method.slimming import Plan
 from slimdpm.pipelines.shell import Shell
@@ -40,6 +42,31 @@ class Job:
     pairs: list[FeaturePair]
     source: Source
     conditions: Sequence | None = None
+
+    def distiller(
+        self,
+        student: TappedStudent,
+        teacher: nn.Module | None,
+        device: torch.device | str,
+        kind: Callable[..., Distiller] = Distiller,
+    ) -> Distiller:
+        """The losses of this run.
+
+        Args:
+            student: on the device.
+            teacher: there too, or None.
+            device: of the step.
+            kind: a subclass of `Distiller`, or what makes one, for other losses.
+        """
+        process = self.shell.process.to(device)
+        return kind(
+            student,
+            replace(process, prediction=self.recipe.student.prediction or process.prediction),
+            teacher=teacher,
+            teacher_prediction=process.prediction,
+            pairs=self.pairs,
+            settings=self.recipe.losses,
+        )
 
     def describe(self) -> list[str]:
         """What will run, in a few lines."""

@@ -11,7 +11,7 @@ libraries themselves. docs/paper-tasks.md says how far it was off.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,13 +23,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slimdpm.method.distiller import Distiller, TappedStudent
-from slimdpm.method.features import FeaturePair
+from slimdpm.method.distiller import TappedStudent
 from slimdpm.method.networks import EXTRA, build, call, example_inputs
 from slimdpm.pipelines.shell import Shell
-from slimdpm.pipelines.teacher import Teacher
-from slimdpm.recipe import Recipe
 from slimdpm.system.sizes import sides
+from slimdpm.training.accelerator import split_batch
+from slimdpm.training.job import Job
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
 
@@ -71,39 +70,29 @@ class Memory:
         return {**asdict(self), "total": self.total}
 
 
-def estimate_memory(
-    recipe: Recipe,
-    config: Mapping[str, Any],
-    shell: Shell,
-    *,
-    teacher: Teacher | None = None,
-    pairs: Sequence[FeaturePair] = (),
-    micro_batch: int,
-    accumulation: int = 1,
-    processes: int = 1,
-) -> Memory:
+def estimate_memory(job: Job, processes: int = 1) -> Memory:
     """The memory that a run takes on each device. No weights are needed: networks may lie on the meta device.
 
     Args:
-        recipe: of the run. What `train.freeze` and `train.compile` spare is not counted off.
-        config: the student's.
-        shell: around it.
-        teacher: to be distilled, or None.
-        pairs: of features.
-        micro_batch: images in a micro-step of one process, see `slimdpm.training.accelerator.split_batch`.
-        accumulation: micro-steps in a step.
+        job: the run. What `train.freeze` and `train.compile` spare is not counted off.
         processes: that train together.
+
+    Raises:
+        SlimdpmError: if the processes cannot share the batch.
     """
+    recipe = job.recipe
+    micro_batch, accumulation = split_batch(recipe, processes)
     with _imagined():
-        unet = _imagined_network(build, config)
-        student = TappedStudent(unet, pairs)
+        unet = _imagined_network(build, job.plan.config)
+        student = TappedStudent(unet, job.pairs)
         if recipe.train.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        guide = _imagined_network(build, teacher.config) if teacher else None
-        shell = _imagined_shell(shell)
+        guide = _imagined_network(build, job.teacher.config) if job.teacher else None
+        shell = _imagined_shell(job.shell)
+        job = replace(job, shell=shell)
         trained, averaged = _bytes(student), _bytes(unet)
-        step = _step(recipe, student, shell, guide, pairs, micro_batch, grown=accumulation > 1)
-        sampling = _sampling(recipe, unet, shell, guide)
+        step = _step(job, student, guide, micro_batch, grown=accumulation > 1)
+        sampling = _sampling(job, unet, guide)
         resident = shell.encoders(latents=shell.keeps_latents(recipe.data), conditions=recipe.data.keeps)
     return Memory(
         student=trained,
@@ -118,27 +107,11 @@ def estimate_memory(
     )
 
 
-def _step(
-    recipe: Recipe,
-    student: TappedStudent,
-    shell: Shell,
-    teacher: Any,
-    pairs: Sequence[FeaturePair],
-    batch: int,
-    *,
-    grown: bool,
-) -> int:
+def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: bool) -> int:
     """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before."""
-    process = shell.process.to("cpu")
+    recipe, shell = job.recipe, job.shell
     unet: Any = student.unet
-    distiller = Distiller(
-        student,
-        replace(process, prediction=recipe.student.prediction or process.prediction),
-        teacher=teacher,
-        teacher_prediction=process.prediction,
-        pairs=pairs,
-        settings=recipe.losses,
-    )
+    distiller = job.distiller(student, teacher, "cpu")
     lower = recipe.train.precision != "fp32"
     called = convert_outputs_to_fp32(student.forward) if lower else student
     with _Live(student, teacher, *shell.frozen) as live:
@@ -159,9 +132,9 @@ def _step(
 
 
 @torch.no_grad()
-def _sampling(recipe: Recipe, unet: Any, shell: Shell, teacher: Any) -> int:
+def _sampling(job: Job, unet: Any, teacher: Any) -> int:
     """The most that a batch of samples takes: decoding it, or in pixel space a prediction of the larger network."""
-    count = min(recipe.samples.batch_size, recipe.samples.count)
+    shell, count = job.shell, min(job.recipe.samples.batch_size, job.recipe.samples.count)
     network = unet if teacher is None else teacher
     with _Live(unet, teacher, *shell.frozen) as live:
         x = torch.zeros(count, *shell.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +16,7 @@ from slimdpm.data.open_source import open_source
 from slimdpm.data.sources import Source
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.features import FeaturePair, match_features
-from slimdpm.method.inherit import MIXING, inheritable
+from slimdpm.method.inherit import inheritable
 from slimdpm.method.networks import keeps_size, known_settings
 from slimdpm.method.presets import find_network
 from slimdpm.method.slimming import Budget, Plan, plan_student, student_base
@@ -26,9 +27,6 @@ from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.sizes import Size, briefly, described, nearest
 from slimdpm.training.job import Job
-
-DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
-DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 
 
 def plan_job(
@@ -48,74 +46,80 @@ def plan_job(
         SlimdpmError: for whatever is missing, unsupported or impossible.
     """
     made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
-    source = None if made else open_source(recipe.data if data is None else data)
-    if recipe.task == "slim" and teacher is None and recipe.teacher is None:
+    source = None if made else open_source(recipe.data if data is None else data)  # before a teacher is downloaded
+    found = _find_teacher(recipe, teacher, weights)
+    source = source or _samples_of(found, recipe)
+    shell, base, conditions = _surroundings(recipe, found, source, weights)
+    recipe = recipe.resolved(
+        teacher=found.name if found else None,
+        inherits=found is not None and found.has_scales and inheritable(found.unet),
+        size=shell.image_size,
+        sample_steps=default_steps(shell, recipe.samples.scheduler),
+        prompts=shell.conditioning.examples(conditions, recipe.samples.seed),
+    )
+    _check_process(recipe, shell)
+    return _design(recipe, found, shell, base, source, conditions)
+
+
+def _find_teacher(recipe: Recipe, given: DiffusionPipeline | None, weights: bool) -> Teacher | None:
+    """The teacher of a recipe, or the one at hand."""
+    wanted = given if given is not None else recipe.teacher
+    if wanted is not None:
+        return load_teacher(wanted, weights=weights)
+    if recipe.task == "slim":
         raise SlimdpmError("slimming needs a teacher: give a diffusers folder, a hub id or a pipeline")
-    if recipe.student.init == "teacher" and teacher is None and recipe.teacher is None:
+    if recipe.student.init == "teacher":
         raise SlimdpmError(
             "student.init is teacher, but this run has none: name one (train: --like) or set it to random"
         )
-    given = teacher if teacher is not None else recipe.teacher
-    loaded = load_teacher(given, weights=weights) if given is not None else None
-    if source is None:
-        if loaded is None:
-            raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
-        source = plan_samples(loaded, recipe.data)
-    if loaded is not None:
-        recipe = recipe.model_copy(update={"teacher": loaded.name})
-        base = loaded.config if loaded.has_scales else _beside_transformer(recipe, loaded)
-        shell = loaded.shell
-    else:
+    return None
+
+
+def _samples_of(teacher: Teacher | None, recipe: Recipe) -> Samples:
+    """The images that a teacher makes."""
+    if teacher is None:
+        raise SlimdpmError("there is no teacher to make the data: name one (train: --like), or give images")
+    return plan_samples(teacher, recipe.data)
+
+
+def _surroundings(
+    recipe: Recipe, teacher: Teacher | None, source: Source, weights: bool
+) -> tuple[Shell, dict[str, Any], Sequence | None]:
+    """The shell, the config that is slimmed, and what is known of each image."""
+    if teacher is None:
         shell, base = _from_nothing(recipe, source, weights)
+    else:
+        shell, base = teacher.shell, teacher.config if teacher.has_scales else _beside_transformer(recipe, teacher)
     if shell.image_channels not in MODES:
         known = ", ".join(f"{channels} ({mode})" for channels, mode in MODES.items())
         raise SlimdpmError(f"images of {shell.image_channels} channels are not supported: {known} are")
     if isinstance(source, Samples):
-        conditioning, conditions = shell.conditioning, source.conditions()
-    else:
-        conditioning, conditions = shell.conditioning.read(source)
-    shell = replace(shell, conditioning=conditioning)
-    recipe = _resolved(recipe, shell, loaded)
-    _check_process(recipe, shell)
-    if not recipe.samples.prompts:
-        prompts = conditioning.examples(conditions, recipe.samples.seed)
-        recipe = recipe.model_copy(update={"samples": recipe.samples.model_copy(update={"prompts": prompts})})
+        return shell, base, source.conditions()
+    conditioning, conditions = shell.conditioning.read(source)
+    return replace(shell, conditioning=conditioning), base, conditions
+
+
+def _design(
+    recipe: Recipe,
+    teacher: Teacher | None,
+    shell: Shell,
+    base: dict[str, Any],
+    source: Source,
+    conditions: Sequence | None,
+) -> Job:
+    """The student, and what it learns from."""
     with blamed("no student can be planned"):
-        shell, base = _sized(recipe, shell, base, loaded)
-    reference = measure(loaded.config) if loaded is not None and not loaded.has_scales else None
+        shell, base = _sized(recipe, shell, base, teacher)
+    reference = measure(teacher.config) if teacher is not None and not teacher.has_scales else None
     plan = _plan(recipe, base, shell.conditioning.tokens, reference)
-    distilled = loaded if recipe.task == "slim" else None
+    distilled = teacher if recipe.task == "slim" else None
     pairs = _pairs(recipe, plan, distilled) if distilled else []
     origin = None
-    if loaded is not None and recipe.student.init == "teacher":
-        if not loaded.has_scales:
+    if teacher is not None and recipe.student.init == "teacher":
+        if not teacher.has_scales:
             raise SlimdpmError("student.init: a U-Net cannot start from a transformer's weights; set it to random")
-        origin = loaded.unet
+        origin = teacher.unet
     return Job(recipe, shell, plan, distilled, origin, pairs, source, conditions)
-
-
-def _resolved(recipe: Recipe, shell: Shell, loaded: Teacher | None) -> Recipe:
-    """The recipe with the defaults that depend on the task and the teacher filled in."""
-    student = recipe.student
-    init = student.init or _first_weights(recipe, loaded)
-    kind = student.kind or ("spectral" if recipe.task == "slim" else "lite")
-    ratio = student.ratio
-    if recipe.task == "slim" and not (student.width or ratio or student.max_macs or student.max_params):
-        ratio = None if "block_out_channels" in student.overrides else DEFAULT_RATIO
-    mixing = MIXING if init == "teacher" and kind == "spectral" else {}
-    overrides = {**mixing, **student.overrides}
-    size = recipe.data.size or shell.image_size
-    resolved = {"kind": kind, "ratio": ratio, "init": init, "overrides": overrides}
-    gamma = recipe.train.snr_gamma or (DEFAULT_GAMMA if recipe.task == "slim" else "none")
-    steps = recipe.samples.steps or default_steps(shell, recipe.samples.scheduler)
-    return recipe.model_copy(
-        update={
-            "student": student.model_copy(update=resolved),
-            "data": recipe.data.model_copy(update={"size": size}),
-            "train": recipe.train.model_copy(update={"snr_gamma": gamma}),
-            "samples": recipe.samples.model_copy(update={"steps": steps}),
-        }
-    )
 
 
 def _check_process(recipe: Recipe, shell: Shell) -> None:
@@ -127,13 +131,6 @@ def _check_process(recipe: Recipe, shell: Shell) -> None:
     for prediction in predictions:
         assert recipe.samples.steps is not None
         probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
-
-
-def _first_weights(recipe: Recipe, loaded: Teacher | None) -> str:
-    """Where a student starts by default: at its teacher's weights, if they can be inherited."""
-    if recipe.task == "slim" and loaded is not None and loaded.has_scales and inheritable(loaded.unet):
-        return "teacher"
-    return "random"
 
 
 def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher | None) -> tuple[Shell, dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from slimdpm.method.distiller import Distiller
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display
@@ -76,37 +78,31 @@ def _check_inputs(job: Job, run: RunFolder, display: Display) -> None:
     display.say(f"warning: {line}; all steps are taken, the report is written with what is there now")
 
 
-def new_trainer(job: Job, run: RunFolder, accelerator: Accelerator, display: Display | None = None) -> Trainer:
-    """A job's data made ready, and what trains on it in the run's open folder."""
+def new_trainer(
+    job: Job,
+    run: RunFolder,
+    accelerator: Accelerator,
+    display: Display | None = None,
+    distiller: Callable[..., Distiller] = Distiller,
+) -> Trainer:
+    """A job's data made ready, and what trains on it in the run's open folder; the arguments are `Trainer`'s."""
     display = display or Display()
     images, conditioning = prepare_data(job, run, accelerator, display)
-    return Trainer(
-        job.recipe,
-        job.plan.config,
-        replace(job.shell, conditioning=conditioning),
-        images,
-        run,
-        accelerator,
-        teacher=job.teacher,
-        origin=job.origin,
-        pairs=job.pairs,
-        display=display,
-    )
+    job = replace(job, shell=replace(job.shell, conditioning=conditioning))
+    return Trainer(job, images, run, accelerator, display, distiller)
 
 
 def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> DiffusionPipeline:
     run, accelerator = trainer.run, trainer.accelerator
-    results = Results(job.recipe, run, job.plan.config, job.shell, job.teacher, accelerator.device, display)
+    results = Results(job, run, accelerator.device, display)
     if accelerator.is_main_process:
         results.keep_images(trainer.images)
     with tracking(accelerator, job.recipe):
         weights = trainer.train(on_checkpoint=results.save_student, on_sample=results.save_grid)
     if report and accelerator.is_main_process:
-        from slimdpm.training.run_report import (
-            write_run_report,  # here: matplotlib is slow to import and only this needs it
-        )
+        from slimdpm.training.run_report import write_run_report  # here: matplotlib is slow to import
 
-        write_run_report(job.recipe, run, job.plan, results, weights, trainer.images)
+        write_run_report(results, weights, trainer.images)
         display.say(f"student: {run.student}")
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, save_picture, zoom_for
-from slimdpm.method.slimming import Plan
-from slimdpm.recipe import Recipe
 from slimdpm.report.page import _COLUMNS, Entry, Report, _readable, write_report
-from slimdpm.run_folder import RunFolder
 from slimdpm.system.devices import resident
 from slimdpm.system.documents import read_text
 from slimdpm.system.machine import machine_facts
@@ -20,10 +17,9 @@ from slimdpm.system.sizes import described
 from slimdpm.training.student_folder import Results
 
 
-def write_run_report(
-    recipe: Recipe, run: RunFolder, plan: Plan, results: Results, weights: Mapping[str, Tensor], images: Images
-) -> None:
+def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Images) -> None:
     """Sample teacher and student from the same noise, and write ``samples/`` and ``report.html`` of a run."""
+    recipe, run, plan = results.recipe, results.run, results.job.plan
     count = recipe.samples.count
     entries = []
     if results.teacher is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -14,13 +13,11 @@ from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, picture, save_picture, stacked, zoom_for
 from slimdpm.method.networks import build
 from slimdpm.pipelines.sampling import sample_images
-from slimdpm.pipelines.shell import Shell
-from slimdpm.pipelines.teacher import Teacher
-from slimdpm.recipe import Recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.devices import resident
 from slimdpm.system.files import atomic_folder, save_tensors
 from slimdpm.system.progress import Display
+from slimdpm.training.job import Job
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 _GRID = 16  # images in a grid during training
@@ -45,27 +42,15 @@ class Results:
     """Writes the results of one run.
 
     Args:
-        recipe: of the run.
+        job: the run.
         run: its folder.
-        config: the student's diffusers config.
-        shell: the pipeline around it.
-        teacher: samples from it stand beside the student's, if there is one.
         place: the device to sample on.
         display: where progress is shown.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunFolder,
-        config: Mapping[str, Any],
-        shell: Shell,
-        teacher: Teacher | None,
-        place: device,
-        display: Display,
-    ):
-        self.recipe, self.run, self.config, self.shell = recipe, run, config, shell
-        self.teacher, self.place, self.display = teacher, place, display
+    def __init__(self, job: Job, run: RunFolder, place: device, display: Display):
+        self.job, self.recipe, self.shell, self.teacher = job, job.recipe, job.shell, job.teacher
+        self.run, self.place, self.display = run, place, display
         self._unet: nn.Module | None = None
         self._teacher_samples: np.ndarray | None = None
 
@@ -73,7 +58,7 @@ class Results:
         """The student's pipeline with these weights, in a U-Net apart from the one in training."""
         if self._unet is None:
             with device("meta"):  # its weights come from outside
-                self._unet = build(self.config).eval()
+                self._unet = build(self.job.plan.config).eval()
             self._unet.to_empty(device=self.place)
         self._unet.load_state_dict(weights)
         return self.shell.with_unet(self._unet, self.recipe.student.prediction)

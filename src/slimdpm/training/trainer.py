@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,18 +23,15 @@ from torch import Tensor, nn
 from slimdpm.data.dataset import Images
 from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.method.distiller import Distiller, TappedStudent
-from slimdpm.method.features import FeaturePair
 from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.networks import build
-from slimdpm.pipelines.shell import Shell
-from slimdpm.pipelines.teacher import Teacher
-from slimdpm.recipe import Recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, loss_line
 from slimdpm.system.stop_signals import Stopped, stop_signals
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.checkpoint import Trainable, checkpoints, ema_weights, load_checkpoint, save_checkpoint
+from slimdpm.training.job import Job
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
 
@@ -48,52 +44,43 @@ class Trainer:
     """One run's training, from where its folder left it to the recipe's last step.
 
     Args:
-        recipe: of the run.
-        config: the student's diffusers config.
-        shell: the pipeline around it.
+        job: what is trained, and how.
         images: the training images.
         run: the run's folder, open.
         accelerator: from `slimdpm.training.accelerator.make_accelerator`.
-        teacher: to be distilled, or None.
-        origin: a U-Net from whose weights the student starts, see `slimdpm.method.inherit`; None for a random start.
-        pairs: the feature pairs of teacher and student.
         display: where progress is shown.
+        distiller: a subclass of `Distiller`, or what makes one, for other losses than the paper's.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        config: Mapping[str, Any],
-        shell: Shell,
+        job: Job,
         images: Images,
         run: RunFolder,
         accelerator: Accelerator,
-        *,
-        teacher: Teacher | None = None,
-        origin: nn.Module | None = None,
-        pairs: list[FeaturePair] | None = None,
         display: Display | None = None,
+        distiller: Callable[..., Distiller] = Distiller,
     ):
-        self.recipe, self.settings, self.config, self.shell = recipe, recipe.train, config, shell
+        self.job, self.settings, self.shell = job, job.recipe.train, job.shell
         self.images, self.run, self.accelerator = images, run, accelerator
         self.display = display or Display()
-        self.micro_batch, self.accumulation = split_batch(recipe, accelerator.num_processes)
-        self.state = self._new_state(origin, pairs or [])
-        self.distiller = self._new_distiller(teacher, pairs or [])
+        self.micro_batch, self.accumulation = split_batch(job.recipe, accelerator.num_processes)
+        self.state = self._new_state()
+        self.distiller = self._new_distiller(distiller)
         self.wrapped = accelerator.prepare_model(self.state.student)
         self.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
         self.state.scaler = accelerator.scaler
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
         self._mark = time.monotonic()
 
-    def _new_state(self, origin: nn.Module | None, pairs: list[FeaturePair]) -> Trainable:
+    def _new_state(self) -> Trainable:
         s = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
-            unet = build(self.config)
-            student = TappedStudent(unet, pairs)
-        if origin is not None:
-            unet.load_state_dict(inherited_weights(origin, unet), strict=False)
+            unet = build(self.job.plan.config)
+            student = TappedStudent(unet, self.job.pairs)
+        if self.job.origin is not None:
+            unet.load_state_dict(inherited_weights(self.job.origin, unet), strict=False)
         _freeze(unet, s.freeze)
         if s.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -107,19 +94,11 @@ class Trainer:
         )
         return Trainable(student, EMAModel(unet.parameters(), decay=s.ema, foreach=True), optimizer, schedule)
 
-    def _new_distiller(self, teacher: Teacher | None, pairs: list[FeaturePair]) -> Distiller:
-        device = self.accelerator.device
-        process = self.shell.process.to(device)
+    def _new_distiller(self, kind: Callable[..., Distiller]) -> Distiller:
+        device, teacher = self.accelerator.device, self.job.teacher
         for module in self.shell.encoders(latents=self.images.latents is not None):
             module.requires_grad_(False).eval().to(device)
-        return Distiller(
-            self.state.student,
-            replace(process, prediction=self.recipe.student.prediction or process.prediction),
-            teacher=teacher.unet.to(device) if teacher else None,
-            teacher_prediction=process.prediction,
-            pairs=pairs,
-            settings=self.recipe.losses,
-        )
+        return self.job.distiller(self.state.student, teacher.unet.to(device) if teacher else None, device, kind)
 
     def train(
         self,
@@ -211,7 +190,7 @@ class Trainer:
                 self.display.say(f"{found[-1].name} is of an earlier version and has no digests: taken as it is")
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        data, a = self.recipe.data, self.accelerator
+        data, a = self.job.recipe.data, self.accelerator
         stream = TrainingStream(self.images, flip=data.flip, seed=self.settings.seed)
         steps = [step * self.accumulation for step in (self.state.step, self.settings.steps)]
         batches = StreamBatches(self.micro_batch, *steps, rank=a.process_index, world_size=a.num_processes)
@@ -257,7 +236,7 @@ class Trainer:
         noise = torch.randn((s.batch_size, *self.shell.shape), device=device)
         # A generator of its own: a run without conditions draws what it always drew.
         chances = np.random.default_rng([s.seed, _DROPPING, self.state.step]).random(s.batch_size)
-        return timesteps, noise, torch.from_numpy(chances < self.recipe.conditioning.drop).to(device)
+        return timesteps, noise, torch.from_numpy(chances < self.job.recipe.conditioning.drop).to(device)
 
     def _flush(self) -> str:
         """Log the mean of the steps since the last time. Returns it as a line.
