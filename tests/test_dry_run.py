@@ -166,10 +166,8 @@ class RealStorages(TorchDispatchMode):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_takes_what_real_tensors_take(checkpointing):
     teacher = latent_pipeline(VQModel)
-    job = plan(teacher, f"train.gradient_checkpointing={checkpointing}", "data.cache=false")
-    estimated = estimate_memory(
-        job.recipe, job.plan.config, job.shell, teacher=job.teacher, pairs=job.pairs, micro_batch=4
-    )
+    job = plan(teacher, f"train.gradient_checkpointing={checkpointing}", "data.cache=false", "train.batch_size=4")
+    estimated = estimate_memory(job)
     unet = build(job.plan.config)
     student = TappedStudent(unet, job.pairs)
     if checkpointing:
@@ -230,11 +228,9 @@ def test_precision_and_batch_change_the_step_alone():
 
 
 def test_accumulated_gradients_and_two_processes_add_up():
-    job = plan(latent_pipeline(VQModel))
-    common = {"teacher": job.teacher, "pairs": job.pairs, "micro_batch": 1}
-    one, more, two = (
-        estimate_memory(job.recipe, job.plan.config, job.shell, **common, **options)
-        for options in ({}, {"accumulation": 2}, {"processes": 2})
-    )
+    teacher, batch = latent_pipeline(VQModel), "train.batch_size={}"
+    one = estimate_memory(plan(teacher, batch.format(1)))
+    more = estimate_memory(plan(teacher, batch.format(2), "train.max_batch_per_device=1"))
+    two = estimate_memory(plan(teacher, batch.format(2)), processes=2)
     assert one.step < more.step <= one.step + one.gradients  # they are there before the step's activations are
     assert two.total == one.total + one.gradients == one.total + two.buckets
