@@ -1,14 +1,17 @@
-"""The error of a denoiser on images that it has not seen, by noise level, overall and in the high frequencies."""
+"""Real samples noised to given levels: what a network predicts of them, and how far it errs, by frequency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slimdpm.method.forward_process import Process
+from slimdpm.method.networks import call
 
 TIMESTEPS = (50, 150, 300, 500, 700)  # of 1000: from nearly clean to mostly noise
 
@@ -30,49 +33,62 @@ class DenoisingErrors:
 
 
 @torch.inference_mode()
-def denoising_errors(
+def predictions(
     unet: nn.Module,
     process: Process,
     samples: Tensor,
+    timesteps: Sequence[int],
+    kind: str,
     *,
-    timesteps: Sequence[int] = TIMESTEPS,
     seed: int = 0,
     batch_size: int = 64,
+    inputs: Callable[[slice], Mapping[str, Any]] = lambda numbers: {},
     progress: Callable[[int], None] = lambda count: None,
-) -> DenoisingErrors:
-    """Errors of a network's ε on given clean samples. The noise depends on the seed alone: all networks get the same.
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Noise real samples to given levels, and let a network predict. The noise depends on the seed alone.
 
     Args:
         unet: the network, on its device.
         process: the forward process; its `prediction` says what the network predicts.
         samples: clean samples ``(N, C, H, W)`` in the range of training.
-        timesteps: where to measure.
+        timesteps: the levels.
+        kind: what the network's output is turned into, see `Process.convert`.
         seed: of the noise.
         batch_size: of the forward passes.
+        inputs: what the network is given beside the samples of these numbers.
         progress: called with the number of samples done.
+
+    Yields:
+        of each batch at each level: the level's number, the noise and the prediction, both ``(B, C, H, W)``.
     """
     device = next(unet.parameters()).device
     process = process.to(device)
-    high = upper_half(*samples.shape[-2:]).to(device)
     training = unet.training
     unet.eval()
-    overall, upper = [], []
-    for timestep in timesteps:
+    for level, timestep in enumerate(timesteps):
         noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed * 100_003 + timestep))
-        sums = [0.0, 0.0]
-        for x0, epsilon in zip(samples.split(batch_size), noise.split(batch_size), strict=True):
-            x0, epsilon = x0.to(device), epsilon.to(device)
+        for first in range(0, len(samples), batch_size):
+            batch = slice(first, first + batch_size)
+            x0, epsilon = samples[batch].to(device), noise[batch].to(device)
             t = torch.full((len(x0),), timestep, device=device)
             x_t = process.add_noise(x0, epsilon, t)
-            output = unet(x_t, t, return_dict=False)[0]
-            error = process.convert(output.float(), x_t, t, process.prediction, "epsilon") - epsilon  # (B, C, H, W)
-            power = torch.fft.fft2(error, norm="ortho").abs().square()  # (B, C, H, W)
-            sums[0] += power.mean(dim=(1, 2, 3)).sum().item()
-            sums[1] += power[..., high].mean(dim=(1, 2)).sum().item()
+            output = call(unet, x_t, t, inputs(batch)).float()
+            yield level, epsilon, process.convert(output, x_t, t, process.prediction, kind)
             progress(len(x0))
-        overall.append(sums[0] / len(samples))
-        upper.append(sums[1] / len(samples))
     unet.train(training)
+
+
+def denoising_errors(
+    unet: nn.Module, process: Process, samples: Tensor, *, timesteps: Sequence[int] = TIMESTEPS, **options: Any
+) -> DenoisingErrors:
+    """Errors of a network's ε on given clean samples; arguments and options as of `predictions`."""
+    errors = np.zeros((2, len(timesteps)))
+    for level, noise, prediction in predictions(unet, process, samples, timesteps, "epsilon", **options):
+        power = torch.fft.fft2(prediction - noise, norm="ortho").abs().square()  # (B, C, H, W)
+        high = upper_half(*power.shape[-2:]).to(power.device)
+        errors[0, level] += power.mean(dim=(1, 2, 3)).sum().item()
+        errors[1, level] += power[..., high].mean(dim=(1, 2)).sum().item()
+    overall, upper = (errors / len(samples)).tolist()
     return DenoisingErrors(tuple(timesteps), overall, upper)
 
 
