@@ -159,7 +159,7 @@ def test_train_from_python(image_folder):
     settings = {"train.batch_size": 4, "train.trackers": [], "samples.count": 2, "samples.steps": 2}
     overrides = {"student.overrides": {"block_out_channels": [8, 8, 16]}}
     pipeline = slimdpm.train(
-        "pixel-32", image_folder, size=16, steps=1, settings={**settings, **overrides}, progress=False
+        image_folder, model="pixel-32", size=16, steps=1, settings={**settings, **overrides}, progress=False
     )
     assert pipeline.unet.config.sample_size == 16
 
@@ -167,7 +167,7 @@ def test_train_from_python(image_folder):
 def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
     """As a loader's processes do with few file handles: Python would print their traceback after the message."""
     script = """
-import slimdpm.cli as cli
+import slimdpm.cli.main as cli
 class Loader:
     def __del__(self):
         raise OSError("too late")

@@ -1,8 +1,12 @@
 """The floors of the house: a package imports what stands below it, and nothing runs in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import slimdpm
 
@@ -65,3 +69,12 @@ def test_rooms_are_small_and_few():
     assert len(rooms) <= 25
     long = {str(f.relative_to(SOURCE)): n for f in SOURCE.rglob("*.py") if (n := len(f.read_text().splitlines())) > 350}
     assert not long
+
+
+def test_the_public_face_is_there():
+    assert slimdpm.__all__ == sorted(slimdpm.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert all(getattr(slimdpm, name).__doc__ for name in slimdpm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        slimdpm.nothing  # noqa: B018
+    loaded = "import sys, slimdpm; sys.exit('matplotlib' in sys.modules or 'slimdpm.unet' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0

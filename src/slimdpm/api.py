@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from slimdpm.system.errors import blamed
 from slimdpm.system.hashing import short
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import Size
+from slimdpm.training.job import Job
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
@@ -30,24 +31,29 @@ def slim(
     width: int | None = None,
     max_macs: float | str | None = None,
     max_params: float | str | None = None,
+    init: str | None = None,
     steps: int | None = None,
+    size: Size | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> DiffusionPipeline:
-    """Distil a teacher into a slim student.
+    """Distil a teacher into a slim student, as ``slimdpm slim`` does.
 
     Args:
         teacher: a pipeline, a diffusers folder or a hub id.
-        data: a folder of images, an .npz or .npy, ``"hf:NAME"``, a uint8 array ``(N, H, W, 3)``, or a data set of
-            the `datasets` library; ``"teacher"`` lets the teacher make it, see ``data.samples`` of a recipe.
+        data: a folder of images, an .npz or .npy, ``"hf:NAME"``, a uint8 array ``(N, H, W, 3)``, an
+            `slimdpm.Arrays`, or a data set of the `datasets` library; ``"teacher"`` lets the teacher make it, see
+            ``data.samples`` of a recipe.
         output: the run folder, with checkpoints, samples and report; the same call resumes a run that was stopped.
             Without it nothing is kept but the result.
         ratio: how many times fewer MACs the student shall have (12 if no budget is given).
         width: its base channels, instead of a ratio.
         max_macs: its conv+linear MACs at most, for example ``"500M"``.
         max_params: its parameters at most.
+        init: its first weights, ``"teacher"`` or ``"random"``.
         steps: optimiser steps.
+        size: of the images in pixels, a number or ``(height, width)``; by default the teacher's.
         recipe: a YAML file with further settings.
         settings: settings by their dotted names in a recipe, for example ``{"train.lr": 1e-4}``.
         progress: show progress.
@@ -58,37 +64,36 @@ def slim(
     Raises:
         SlimdpmError: for whatever the user can mend; its text says what.
     """
-    budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    values = {
-        "task": "slim",
-        "teacher": None if isinstance(teacher, DiffusionPipeline) else str(teacher),
-        "student": _given(budget),
-    }
-    return _run(values, teacher, data, output, steps, recipe, settings, progress)
+    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
+    job = planned("slim", teacher, data, student, size=size, steps=steps, recipe=recipe, settings=settings)
+    return _run(job, output, progress)
 
 
 def train(
-    model: str | Path,
     data: Any,
     *,
+    model: str | Path | None = None,
+    like: str | Path | DiffusionPipeline | None = None,
     output: str | Path | None = None,
-    size: Size | None = None,
+    ratio: float | None = None,
+    width: int | None = None,
+    max_macs: float | str | None = None,
+    max_params: float | str | None = None,
     steps: int | None = None,
+    size: Size | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> DiffusionPipeline:
-    """Train a U-Net on images alone: a teacher, or a baseline.
+    """Train a U-Net on images alone, as ``slimdpm train`` does: a teacher, or the Lite baseline.
 
     Args:
-        model: a preset (see `slimdpm.PRESETS`), a config.json, or a folder with one.
         data: as for `slim`.
+        model: a preset (see `slimdpm.PRESETS`), a config.json, or a folder with one.
+        like: a pipeline whose U-Net, scheduler and autoencoder are taken, instead of a model.
         output: as for `slim`.
-        size: of the images in pixels, a number or ``(height, width)``, by default the config's.
-        steps: optimiser steps.
-        recipe: a YAML file with further settings.
-        settings: settings by their dotted names in a recipe.
-        progress: show progress.
+        ratio, width, max_macs, max_params: the budget of a plain U-Net that is smaller than that network: Lite.
+        steps, size, recipe, settings, progress: as for `slim`.
 
     Returns:
         the pipeline with averaged weights.
@@ -96,15 +101,50 @@ def train(
     Raises:
         SlimdpmError: for whatever the user can mend; its text says what.
     """
-    values = {"task": "train", "student": {"base": str(model)}, "data": _given({"size": size})}
-    return _run(values, None, data, output, steps, recipe, settings, progress)
+    base = None if model is None else str(model)
+    student = {"base": base, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    job = planned("train", like, data, student, size=size, steps=steps, recipe=recipe, settings=settings)
+    return _run(job, output, progress)
 
 
-def _run(values, teacher, data, output, steps, recipe, settings, progress) -> DiffusionPipeline:
-    for section, entries in (("data", {"path": _data_name(data)}), ("train", _given({"steps": steps}))):
-        values[section] = {**values.get(section, {}), **entries}
-    loaded = load_recipe(Path(recipe) if recipe else None, values=values, settings=settings)
-    job = plan_job(loaded, teacher=teacher if isinstance(teacher, DiffusionPipeline) else None, data=data)
+def planned(
+    task: str,
+    teacher: str | Path | DiffusionPipeline | None,
+    data: Any,
+    student: Mapping[str, Any],
+    *,
+    size: Size | None = None,
+    cache: bool | None = None,
+    steps: int | None = None,
+    recipe: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    weights: bool = True,
+) -> Job:
+    """The job that the arguments of a function or of a command ask for. What is None is left to the recipe.
+
+    Args:
+        task: ``"slim"`` or ``"train"``.
+        teacher, data, size, steps, recipe, settings: see `slim`.
+        student: of a recipe's ``student`` section.
+        cache: ``data.cache``.
+        assignments: see `slimdpm.recipe_file.load_recipe`.
+        weights: see `slimdpm.training.plan.plan_job`.
+    """
+    at_hand = isinstance(teacher, DiffusionPipeline)
+    values = {
+        "task": task,
+        "teacher": None if at_hand or teacher is None else str(teacher),
+        "student": student,
+        "data": {"path": _data_name(data), "size": size, "cache": cache},
+        "train": {"steps": steps},
+    }
+    loaded = load_recipe(Path(recipe) if recipe else None, assignments, values=_given(values), settings=settings)
+    named = data is None or isinstance(data, (str, Path))
+    return plan_job(loaded, teacher=teacher if at_hand else None, data=None if named else data, weights=weights)
+
+
+def _run(job: Job, output: str | Path | None, progress: bool) -> DiffusionPipeline:
     display = Display(Console() if progress else None)
     if output is not None:
         return run_job(job, output, display)
@@ -113,14 +153,16 @@ def _run(values, teacher, data, output, steps, recipe, settings, progress) -> Di
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    """Without what was not given, at any depth."""
+    nested = {k: _given(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}
 
 
-def _data_name(data: Any) -> str:
+def _data_name(data: Any) -> str | None:
     """How the recipe calls the data; for an object at hand a name that changes with its content."""
     if isinstance(data, Path) and str(data) == TEACHER:
         return f"./{data}"  # the folder
-    if isinstance(data, (str, Path)):
-        return str(data)
+    if data is None or isinstance(data, (str, Path)):
+        return None if data is None else str(data)
     with blamed("the images cannot be read"):
         return f"{type(data).__name__} {short(open_source(data).identity())}"

@@ -63,7 +63,7 @@ def warm() -> None:
     import transformers.models.clip
 
     import slimdpm.analysis.analyze
-    import slimdpm.cli
+    import slimdpm.cli.main
     import slimdpm.metrics.evaluate
     import slimdpm.originals
     import slimdpm.pipelines.sample_files
@@ -283,7 +283,7 @@ def _safe(text: str) -> str:
 
 
 def _run(case: Case, argv: list[str], folder: Path, watch: Watch) -> tuple[Outcome, str]:
-    import slimdpm.cli as cli
+    import slimdpm.cli.main as cli
 
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

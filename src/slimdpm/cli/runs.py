@@ -78,9 +78,20 @@ def slim(
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
-    values: dict[str, Any] = {"task": "slim", "teacher": teacher, "student": student}
-    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
-    _start(values, output, steps, recipe, set_, dry_run, as_json)
+    _start(
+        output,
+        dry_run,
+        as_json,
+        task="slim",
+        teacher=teacher,
+        data=data,
+        student=student,
+        size=size,
+        cache=False if no_cache else None,
+        steps=steps,
+        recipe=recipe,
+        assignments=set_ or (),
+    )
 
 
 def train(
@@ -109,9 +120,20 @@ def train(
     slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
     """
     student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    values: dict[str, Any] = {"task": "train", "teacher": like, "student": student}
-    values["data"] = {"path": data, "size": size, "cache": False if no_cache else None}
-    _start(values, output, steps, recipe, set_, dry_run, as_json)
+    _start(
+        output,
+        dry_run,
+        as_json,
+        task="train",
+        teacher=like,
+        data=data,
+        student=student,
+        size=size,
+        cache=False if no_cache else None,
+        steps=steps,
+        recipe=recipe,
+        assignments=set_ or (),
+    )
 
 
 def sample(
@@ -228,23 +250,14 @@ def demo(
     run_demo(output, seed=seed, steps=steps, display=Display(console))
 
 
-def _start(
-    values: dict[str, Any],
-    output: Path,
-    steps: int | None,
-    recipe: Path | None,
-    sets: list[str] | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    from slimdpm.recipe_file import load_recipe
-    from slimdpm.training.plan import plan_job
+def _start(output: Path, dry_run: bool, as_json: bool, **arguments: Any) -> None:
+    """A run of these arguments of `slimdpm.api.planned`, or what it would be."""
+    from slimdpm.api import planned
     from slimdpm.training.run import run_job
 
     if as_json and not dry_run:
         raise SlimdpmError("--json belongs to --dry-run")
-    values = {**values, "train": {"steps": steps}}
-    job = plan_job(load_recipe(recipe, sets or (), values=_given(values)), weights=not dry_run)
+    job = planned(**arguments, weights=not dry_run)
     if dry_run:
         _tell(job, output, as_json)
     else:
@@ -273,9 +286,3 @@ def _tell(job: Any, output: Path, as_json: bool) -> None:
         return
     for label, text in lines(values):
         console.print(Text.assemble((labelled(label), "bold"), one_line(text, 2000)), soft_wrap=True)
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not given, at any depth."""
-    nested = {k: _given(v) if isinstance(v, dict) else v for k, v in values.items()}
-    return {k: v for k, v in nested.items() if v is not None and v != {}}
