@@ -50,7 +50,7 @@ _REFUSED: dict[str, str] = {  # pipelines, and why
     "StableDiffusionUpscalePipeline": "it enlarges images with noise of a level and a second scheduler of their own",
 }
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 _OURS: dict[str, Any] = {
     c.__name__: c
     for c in (
