@@ -14,16 +14,15 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 import slimdpm
+from slimdpm import Budget, Distiller, TappedStudent, plan_student
 from slimdpm.data.images import grid, save_picture, to_model_range
-from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.forward_process import Process
 from slimdpm.method.inherit import MIXING, inherited_weights
 from slimdpm.method.losses import LossSettings
 from slimdpm.method.networks import build
-from slimdpm.method.slimming import Budget, plan_student
 
 
 def load_photos(folder: Path, size: int) -> Tensor:
@@ -33,7 +32,7 @@ def load_photos(folder: Path, size: int) -> Tensor:
     return to_model_range(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
 
 
-def slim(teacher: DiffusionPipeline, images: Tensor, ratio: float, steps: int, batch: int, lr: float) -> torch.nn.Module:
+def slim(teacher: DiffusionPipeline, images: Tensor, ratio: float, steps: int, batch: int, lr: float) -> nn.Module:
     """A student's U-Net with averaged weights."""
     # 1. The widest student with `ratio` times fewer MACs, and its first weights: the teacher's most important channels.
     config = {**teacher.unet.config, "_class_name": type(teacher.unet).__name__}
@@ -59,7 +58,7 @@ def slim(teacher: DiffusionPipeline, images: Tensor, ratio: float, steps: int, b
         losses = distiller.losses(x0, noise, t)
         optimizer.zero_grad()
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         average.step(unet.parameters())
         if step % 50 == 0 or step == steps - 1:
