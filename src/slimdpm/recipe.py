@@ -1,7 +1,4 @@
-"""The recipe: everything that decides a run, as a small validated YAML.
-
-A key is documented where it is declared; ``slimdpm slim --help`` and ``recipes/`` show them in use.
-"""
+"""The recipe: everything that decides a run, as a small validated YAML. docs/recipe.md is made of what stands here."""
 
 from __future__ import annotations
 
@@ -58,7 +55,9 @@ DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -76,33 +75,52 @@ class TeacherSamples(Section):
     """Images that the teacher makes, for `data.path` teacher."""
 
     count: Count = 10_000
-    steps: Count = 50  # of the sampler
+    """samples that the teacher makes, if `data.path` is `teacher`"""
+    steps: Count = 50
+    """of their sampler"""
     scheduler: str = "ddim"
-    seed: Seed = 1  # another one than that of the samples in the report: these are no training data
-    guidance: float = Field(1.0, ge=1, le=1e6)  # 1 is none: the distribution that the teacher was trained for
-    prompts: str | None = None  # a text file with a prompt on each line, for a text-to-image teacher
-    batch_size: Batch = 64  # samples made at once
+    """see `slimdpm sample --help`"""
+    seed: Seed = 1
+    """of them; another one than that of the samples in the report"""
+    guidance: float = Field(1.0, ge=1, le=1e6)
+    """scale of classifier-free guidance; 1 is none"""
+    prompts: str | None = None
+    """a text file with a prompt on each line, for a text-to-image teacher"""
+    batch_size: Batch = 64
+    """samples made at once"""
 
 
 class DataRecipe(Section):
     """Where the images come from and how they become squares, or rectangles."""
 
-    # A folder, an .npz or .npy of uint8 images, .tar shards, hf:NAME for a Hugging Face data set; or teacher.
     path: str
-    # Of the squares in pixels, or [height, width]; by default what the pipeline needs.
-    size: Annotated[Size, BeforeValidator(_image_size)] | None = None  # by default the pipeline's
+    """folder of images (searched deep), `.npz` or `.npy` of uint8 images, a `.tar` or a folder of them, `hf:NAME` for
+    a Hugging Face data set; or `teacher`, which makes the images itself, see [slimming without
+    images](cache.md#slimming-without-images)"""
+    size: Annotated[Size, BeforeValidator(_image_size)] | None = None
+    """squares of this many pixels; or `[height, width]`, on the command line `--size 48x64`, see [sizes and
+    channels](#sizes-and-channels); by default the network's"""
     crop: Literal["center", "random"] = "center"
-    flip: bool = False  # mirror half of the images
+    """`center` or `random` (along the side that is too long)"""
+    flip: bool = False
+    """mirror half of the images"""
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
-    split: str = "train"  # of a Hugging Face data set
-    column: str | None = None  # of a Hugging Face data set; by default its first image column
-    label_column: str | None = None  # where the classes are: a column, an array in an .npz, an extension in .tar
-    text_column: str | None = None  # where the captions are, in the same way
-    # What is computed once: decoded squares, latents, text embeddings (images: center crops only). True keeps it in the
-    # run folder, a path in that folder, for several runs; false computes it anew each time.
+    """`bilinear`, `bicubic`, `lanczos`; antialiased"""
+    split: str = "train"
+    """of a Hugging Face data set"""
+    column: str | None = None
+    """of a Hugging Face data set; by default the first image column"""
+    label_column: str | None = None
+    """where the classes are, see [conditioning](conditioning.md)"""
+    text_column: str | None = None
+    """where the captions are, see [conditioning](conditioning.md)"""
     cache: bool | str = True
-    cache_dtype: Literal["float32", "float16"] = "float32"  # of latents and text embeddings on the disk
-    workers: int = Field(2, ge=0, le=256)  # processes that decode images
+    """keep decoded squares, latents and text embeddings ([what is computed once](cache.md)): `true` in the run folder,
+    a path in that folder, `false` nowhere"""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """of latents, embeddings and samples on the disk; or `float16`"""
+    workers: int = Field(2, ge=0, le=256)
+    """processes that decode images; for the cache of latents, threads"""
     samples: TeacherSamples = TeacherSamples()
 
     @property
@@ -134,17 +152,26 @@ class DataRecipe(Section):
 class StudentRecipe(Section):
     """The network that is trained."""
 
-    kind: Literal["spectral", "lite"] | None = (
-        None  # wavelet-gated or plain; by default spectral for slim, lite for train
-    )
-    base: str | None = None  # without a teacher, or with a transformer: a preset, a diffusers folder, or a config.json
+    kind: Literal["spectral", "lite"] | None = None
+    """wavelet-gated resampling, or the teacher's own; by default `spectral` for slim, `lite` for train"""
+    base: str | None = None
+    """for `train` without a teacher, and for a transformer's student: preset, config.json, or folder with one"""
     width: int | None = Field(None, ge=1, le=2**16)
+    """base channels; the other levels keep the teacher's proportions"""
     ratio: float | None = Field(None, gt=1, lt=1000)
+    """times fewer conv+linear MACs than the teacher; by default `12` for slim, if no budget is given"""
     max_macs: Amount | None = None
+    """conv+linear MACs at most, `500M` or a number"""
     max_params: Amount | None = None
-    overrides: dict[str, Any] = {}  # values of the diffusers config, for example layers_per_block
-    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None  # by default the teacher's
-    init: Literal["random", "teacher"] | None = None  # first weights; by default a U-Net teacher's for slim
+    """parameters at most"""
+    overrides: dict[str, Any] = {}
+    """values of the diffusers config, among them `layers_per_block`, `wavelet_expansion`, `wavelet_down_mix`,
+    `wavelet_gate_reduction`, `wavelet_gate_init`"""
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """`epsilon`, `v_prediction` or `sample`; by default the teacher's"""
+    init: Literal["random", "teacher"] | None = None
+    """first weights: `random`, or `teacher` for the most important channels of the teacher's own, see above; by
+    default `teacher` for `slim` if the teacher is a U-Net, else `random`"""
 
     @model_validator(mode="after")
     def _one_budget(self) -> StudentRecipe:
@@ -157,57 +184,89 @@ class StudentRecipe(Section):
 class ConditioningRecipe(Section):
     """What the network is given beside the noisy sample."""
 
-    kind: Literal["auto", "class"] = "auto"  # of a network that starts without a teacher; auto: what its config says
-    drop: float = Field(0.1, ge=0, lt=1)  # part of the conditions replaced by the null one, for guidance
+    kind: Literal["auto", "class"] = "auto"
+    """of a network without a teacher: `class` makes it class-conditional, `auto` does what its config says"""
+    drop: float = Field(0.1, ge=0, lt=1)
+    """part of the conditions that the null condition replaces, for classifier-free guidance"""
 
 
 class DistillRecipe(Section):
     """Spectrum-aware distillation; the paper has λ = 0.1 and pairs auto, the defaults are what the ablation chose."""
 
-    lambda_spatial: Number = LossSettings.lambda_spatial  # λ_s
-    lambda_freq: Number = LossSettings.lambda_freq  # λ_f
-    alpha: float = Field(LossSettings.alpha, ge=-10, le=10)  # exponent of ω; negative values favour rare frequencies
+    lambda_spatial: Number = LossSettings.lambda_spatial
+    """λ_s; the paper's is 0.1, see above"""
+    lambda_freq: Number = LossSettings.lambda_freq
+    """λ_f; the paper's is 0.1"""
+    alpha: float = Field(LossSettings.alpha, ge=-10, le=10)
+    """exponent of ω; 0 weighs all frequencies alike"""
     weight_scaling: Literal[WEIGHT_SCALINGS] = LossSettings.weight_scaling  # type: ignore[valid-type]
+    """`mean`: each map of ω has mean 1; `none`: the bare power"""
     resize: Literal[RESIZE_FILTERS] = LossSettings.resize  # type: ignore[valid-type]
-    pairs: Literal["auto", "none"] | list[str] = "none"  # or ["up_blocks.2", "down_blocks.0:down_blocks.1"]
-    levels: Literal["all"] | list[int] = "all"  # scales that take part: 1 is full resolution, 2 half of it
+    """filter that brings x₀ to a feature's size: `area`, `bilinear`, `bicubic`, `nearest`"""
+    pairs: Literal["auto", "none"] | list[str] = "none"
+    """`none` (outputs only), `auto` (all blocks at the same scale, the paper's), or a list of `block` or
+    `student_block:teacher_block`"""
+    levels: Literal["all"] | list[int] = "all"
+    """scales that take part, `[1, 2]` for full and half resolution"""
 
 
 class ProcessRecipe(Section):
     """The forward process of a pipeline that starts without a teacher; a teacher brings its own."""
 
     timesteps: int = Field(1000, ge=2, le=100_000)
+    """of a pipeline that starts without a teacher"""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    """the same; `linear`, `scaled_linear`, `squaredcos_cap_v2`"""
 
 
 class TrainRecipe(Section):
     """The loop."""
 
-    steps: Count = 100_000  # optimiser steps
-    batch_size: Batch = 64  # images in an optimiser step, over all processes
-    max_batch_per_device: Batch | None = None  # more are accumulated
+    steps: Count = 100_000
+    """optimiser steps"""
+    batch_size: Batch = 64
+    """images in a step, over all processes"""
+    max_batch_per_device: Batch | None = None
+    """more are accumulated"""
     lr: float = Field(2e-4, gt=0, le=1e3)
+    """AdamW's learning rate"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    # Steps in which the rate rises; by default 500, of a short run a tenth.
+    """`constant`, `linear`, `cosine`"""
     warmup: int | None = Field(None, ge=0, le=10**9)
+    """steps in which the learning rate rises; a run keeps what it began with; by default 500, of a short run a tenth
+    of its steps"""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """of AdamW"""
     weight_decay: Number = 0.0
-    clip: float | None = Field(1.0, gt=0, le=1e6)  # norm of the gradient
-    # γ of min-SNR weighting of L_DDPM; by default 5 for slim, as the ablation chose, none for train
+    """of AdamW"""
+    clip: float | None = Field(1.0, gt=0, le=1e6)
+    """norm to which the gradient is clipped, or `null`"""
     snr_gamma: Literal["none"] | Annotated[float, Field(gt=0)] | None = None
+    """γ of [min-SNR](https://arxiv.org/abs/2303.09556) weighting of L_DDPM; `none` weighs all timesteps alike, as the
+    paper does; by default `5` for slim, `none` for train"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`fp32`, `bf16`, `fp16`; weights stay in single precision"""
     ema: float = Field(0.9999, ge=0, lt=1)
-    freeze: list[str] = []  # parameters of the student that stay as they start, by patterns such as "*.gate.*"
+    """decay of the averaged weights, reached gradually: after *s* steps it is at most *s* ÷ (9 + *s*), so that a short
+    run's average is of about its last ninth"""
+    freeze: list[str] = []
+    """parameters of the student that stay as they start, by patterns such as `"*.gate.*"`"""
     seed: Seed = 0
+    """of initial weights, order, noise"""
     compile: bool = False
+    """`torch.compile` the student"""
     gradient_checkpointing: bool = False
+    """less memory, more time"""
     checkpoint_every: Count = 1000
-    keep: Count = 2  # checkpoints
+    """steps"""
+    keep: Count = 2
+    """newest checkpoints kept"""
     log_every: Count = 50
-    sample_every: int | None = Field(
-        None, ge=0, le=10**9
-    )  # steps between grids of samples; five in a run by default, 0: none
+    """steps"""
+    sample_every: int | None = Field(None, ge=0, le=10**9)
+    """steps between grids of samples; 0 for none; by default a fifth of the steps"""
     trackers: list[str] = ["tensorboard"]
+    """any that accelerate knows; `[]` for none"""
 
     @property
     def warmup_steps(self) -> int:
@@ -218,23 +277,34 @@ class SampleRecipe(Section):
     """The samples of a run: its grids and its report."""
 
     count: Count = 64
-    steps: Count | None = None  # by default 50, or all of a process that has fewer than 100
+    """samples in the report"""
+    steps: Count | None = None
+    """of the sampler; what it cannot take is refused before the run; by default 50, or all of a process of fewer than
+    100"""
     scheduler: str = "ddim"
+    """see `slimdpm sample --help`"""
     seed: Seed = 0
+    """of the samples"""
     batch_size: Batch = 64
-    prompts: list[str] = []  # of a text-to-image network; by default some of the data's captions
+    """samples made at once"""
+    prompts: list[str] = []
+    """what the samples of a text-to-image network show, in turn; without any, eight of the data's captions"""
     negative_prompt: str | None = None
-    guidance: float | None = Field(
-        None, ge=1, le=1e6
-    )  # of a class-conditional or text-to-image network; by default its own
+    """takes the place of the null condition"""
+    guidance: float | None = Field(None, ge=1, le=1e6)
+    """scale of classifier-free guidance; 1 is none; by default the pipeline's"""
 
 
 class Recipe(Section):
     """One run of ``slimdpm slim`` (a teacher is distilled) or ``slimdpm train`` (on the images alone)."""
 
     task: Literal["slim", "train"] = "slim"
-    teacher: str | None = None  # for train: the pipeline whose autoencoder, scheduler and topology are taken
-    autoencoder: str | None = None  # for train without a teacher: a diffusers folder, to train in its latent space
+    """`slim` distils a teacher, `train` trains on the images alone"""
+    teacher: str | None = None
+    """diffusers folder, run folder or hub id; for `train`: the pipeline whose U-Net, scheduler and autoencoder are
+    taken"""
+    autoencoder: str | None = None
+    """for `train` without a teacher: diffusers folder of an autoencoder, to train in its latent space"""
     data: DataRecipe
     student: StudentRecipe = StudentRecipe()
     process: ProcessRecipe = ProcessRecipe()
@@ -245,35 +315,25 @@ class Recipe(Section):
 
     @property
     def losses(self) -> LossSettings:
-        d, gamma = self.distill, self.train.snr_gamma
-        gamma = None if gamma == "none" else gamma
+        d, gamma = self.distill, None if self.train.snr_gamma == "none" else self.train.snr_gamma
         return LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=gamma)
 
     def resolved(
         self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, prompts: Sequence[str]
     ) -> Recipe:
-        """The recipe with every default that depends on the task, the teacher or the data filled in.
-
-        Args:
-            teacher: its name.
-            inherits: whether a student can start from its weights.
-            size: of its images.
-            sample_steps: for samples.
-            prompts: for samples, from the data.
-        """
+        """The recipe with every default filled in that depends on the task, on the teacher (its name, whether a
+        student can inherit its weights, its images' size) or on the data (prompts)."""
         slim, student, samples = self.task == "slim", self.student, self.samples
         kind = student.kind or ("spectral" if slim else "lite")
         init = student.init or ("teacher" if slim and inherits else "random")
         budget = any((student.width, student.ratio, student.max_macs, student.max_params))
-        ratio = (
-            DEFAULT_RATIO if slim and not budget and "block_out_channels" not in student.overrides else student.ratio
-        )
-        mixing = MIXING if init == "teacher" and kind == "spectral" else {}
-        gamma = self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none")
+        free = slim and not budget and "block_out_channels" not in student.overrides
+        ratio = DEFAULT_RATIO if free else student.ratio
+        overrides = {**(MIXING if init == "teacher" and kind == "spectral" else {}), **student.overrides}
         sections: dict[str, dict[str, Any]] = {
-            "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": {**mixing, **student.overrides}},
+            "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": overrides},
             "data": {"size": self.data.size or size},
-            "train": {"snr_gamma": gamma},
+            "train": {"snr_gamma": self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none")},
             "samples": {"steps": samples.steps or sample_steps, "prompts": samples.prompts or list(prompts)},
         }
         changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
