@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_the_first_steps_stand_once_in_the_log(copy, teacher_folder, image_folde
     )
     run(copy, teacher_folder, image_folder)
     assert steps(copy) == [1, 2, 3, 4] and len((copy / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_log_that_would_never_end_is_named(kind, copy, teacher_folder, image_folder):
+    log = copy / "metrics.jsonl"
+    log.unlink()
+    os.mkfifo(log) if kind == "pipe" else log.symlink_to("/dev/zero")
+    with pytest.raises(SlimdpmError, match=r"metrics\.jsonl is no regular file"):
+        run(copy, teacher_folder, image_folder, "train.steps=5")
 
 
 def test_a_stop_between_checkpoint_and_grid_loses_no_grid(tmp_path, teacher_folder, image_folder, monkeypatch):

@@ -339,3 +339,19 @@ def test_an_embedders_null_class_is_its_own():
     embedder = ClassEmbedder(5, 12, null_class=4)
     torch.testing.assert_close(embedder(torch.tensor([4, 1])), embedder.embedding.weight[[4, 1]][:, None])
     assert ClassEmbedder().config.null_class == 1000  # the ImageNet model's
+
+
+@pytest.mark.parametrize("names", [{"0": ["dress"]}, {"a": "dress"}, {"0": None}, ["dress"], 5])
+def test_what_names_no_numbers_is_refused(names):
+    pipeline = class_pipeline()
+    pipeline.register_to_config(id2label=names)
+    with pytest.raises(SlimdpmError, match="id2label of the pipeline gives no names to numbers"):
+        shell_of(pipeline)
+
+
+@pytest.mark.parametrize("null", [9, -1, 0.5, True])
+def test_a_null_class_without_an_embedding_is_refused(null):
+    pipeline = class_pipeline()
+    pipeline.register_to_config(null_class=null)
+    with pytest.raises(SlimdpmError, match=f"the null_class {null} is none of the classes"):
+        shell_of(pipeline)

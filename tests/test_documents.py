@@ -175,6 +175,7 @@ def run_main(monkeypatch, capsys, error, *arguments):
         (PermissionError(13, "Permission denied", "secret\x1b.txt"), 2, "error: secret\\x1b.txt: Permission denied"),
         (ModuleNotFoundError("no", name="scipy"), 2, "error: this needs the package scipy: pip install 'slimdpm[metr"),
         (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("unable to open x: Too many open files (24)"), 2, "error: too many files are open at once"),
         (KeyboardInterrupt(), 130, "stopped"),
         (ZeroDivisionError("oh\nno"), 1, "error: ZeroDivisionError: oh (this is a fault of slimdpm; --traceback shows"),
     ],

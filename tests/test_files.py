@@ -97,6 +97,11 @@ def test_whatever_the_disk_refuses_is_one_line_and_leaves_what_was_there(refusal
     assert (tmp_path / "x").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_names_that_are_no_text_are_spelled_out(tmp_path):
+    write_text(tmp_path / "x", "of the folder \udcff")
+    assert (tmp_path / "x").read_text() == "of the folder \\udcff"
+
+
 def test_what_is_sealed_is_found_out(tmp_path):
     names = ["a.bin", "b.bin"]
     for name in names:

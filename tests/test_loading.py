@@ -130,6 +130,14 @@ def test_wild_values_are_one_line_with_and_without_weights(tmp_path, file, value
         assert "\n" not in str(error.value) and len(str(error.value)) <= 500
 
 
+def test_weights_that_are_gone_are_told_once(tmp_path, capfd):
+    latent_pipeline(AutoencoderKL).save_pretrained(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(SlimdpmError, match="unet cannot be loaded"):
+        load_teacher(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_folder_without_a_part_that_its_pipeline_needs(tmp_path):
     DDPMPipeline(UNet2DModel(**TINY), DDPMScheduler()).save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())

@@ -1,6 +1,7 @@
 """Samples: schedulers, seeds, and the PNGs of ``slimdpm sample``."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -184,6 +185,11 @@ def test_a_picture_that_is_gone_or_damaged_is_made_again_alone(tmp_path, teacher
     assert made == [1, 3, 4]
     assert {file.name: file.read_bytes() for file in folder.glob("*.png")} == whole
     assert Image.open(folder / "grid.png").size == (3 * 98 - 2, 2 * 98 - 2)  # a picture is 96 wide: no empty columns
+    made.clear()
+    (folder / "00002.png").unlink()
+    os.mkfifo(folder / "00002.png")  # opening it would wait for its writer
+    write_samples(str(teacher_folder), folder, **options)
+    assert made == [2] and (folder / "00002.png").read_bytes() == whole["00002.png"]
     (folder / "samples.json").write_text('{"network": ')
     with pytest.raises(SlimdpmError, match=r"samples.json cannot be read as JSON"):
         write_samples(str(teacher_folder), folder, **options)

@@ -43,6 +43,7 @@ from slimdpm.metrics.extractors import Extractor
 from slimdpm.metrics.sliced import laplacian_pyramid, patches
 from slimdpm.metrics.spectrum import radial_spectrum, ring_powers
 from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.teacher import load_teacher
 from slimdpm.recipe_file import load_recipe
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import described, nearest, size_of
@@ -279,3 +280,16 @@ def test_arrays_with_transparency_are_taken_as_they_are(tmp_path):
     source = open_source(str(tmp_path / "a.npy"))
     assert isinstance(source, Arrays) and source.image(0).mode == "RGBA"
     np.testing.assert_array_equal(prepare_images(source, Decoder((30, 40), 4)).square(2), PHOTOS[2])
+
+
+def test_a_network_that_gives_back_another_size_is_refused_at_once(tmp_path):
+    text_pipeline(tmp_path).save_pretrained(tmp_path / "teacher")
+    values = {"teacher": str(tmp_path / "teacher"), "data": {"path": "teacher"}, "student": {"width": 8}}
+    (tmp_path / "prompts").write_text("a dress")
+    sets = ["student.overrides={conv_out_kernel: 30}", f"data.samples.prompts={tmp_path / 'prompts'}"]
+    with pytest.raises(SlimdpmError, match="makes 7x7 of 8x8"):
+        plan_job(load_recipe(None, sets, values=values), weights=False)
+    file = tmp_path / "teacher" / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "conv_out_kernel": 30}))
+    with pytest.raises(SlimdpmError, match="makes 7x7 of 8x8"):
+        load_teacher(tmp_path / "teacher", weights=False)

@@ -184,6 +184,9 @@ def test_networks_are_found_by_preset_file_and_folder(tmp_path):
     build(TEACHER).save_pretrained(tmp_path / "unet")
     for place in (tmp_path, tmp_path / "unet", tmp_path / "unet" / "config.json"):
         assert measure(find_network(str(place)).config) == measure(TEACHER)
+    (tmp_path / "net.json").write_text('{"_class_name": "UNet2DModel", "block_out_channels": [32, 32, 32, 32]}')
+    config = find_network(str(tmp_path / "net.json")).config  # what it leaves out is what diffusers takes
+    assert config["in_channels"] == 3
     assert find_network("ldm4") is PRESETS["ldm4"]
     with pytest.raises(SlimdpmError, match="no preset and no folder"):
         find_network("ldm5")

@@ -185,8 +185,9 @@ def test_prompts_come_from_a_file_in_turn(tmp_path):
     ("make", "setting", "words"),
     [
         (text_pipeline, None, "text-to-image: it needs prompts, of its samples data.samples.prompts"),
-        (text_pipeline, "prompts=nowhere.txt", "data.samples.prompts: nowhere.txt cannot be read: No such file"),
+        (text_pipeline, "prompts=nowhere.txt", "data.samples.prompts: nowhere.txt does not exist"),
         (text_pipeline, "prompts=EMPTY", "holds no prompt; write one on each line"),
+        (text_pipeline, "prompts=PIPE", "PIPE is no regular file"),
         (text_pipeline, "prompts=BYTES", "line 1 is not valid UTF-8"),
         (class_pipeline, "prompts=GOOD", "class-conditional: it takes a class, no prompt"),
         (latent_pipeline, "prompts=GOOD", "unconditional: it takes no prompt"),
@@ -198,6 +199,8 @@ def test_prompts_come_from_a_file_in_turn(tmp_path):
 def test_what_cannot_be_asked_of_the_teacher_is_one_line(make, setting, words, tmp_path):
     for name, data in {"EMPTY": b"\n \n", "BYTES": b"\xff\xfe", "GOOD": b"a dress"}.items():
         (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "PIPE")
+    for name in ("EMPTY", "BYTES", "GOOD", "PIPE"):
         setting = setting and setting.replace(name, str(tmp_path / name))
     if make is text_pipeline:
         pytest.importorskip("transformers")

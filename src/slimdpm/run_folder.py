@@ -18,6 +18,7 @@ from filelock import BaseFileLock
 
 from slimdpm.recipe import Recipe
 from slimdpm.recipe_file import differences, read_recipe
+from slimdpm.system.documents import regular
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import append_line, explained, read_sealed, remove_leftovers, write_sealed, write_text
 from slimdpm.system.shared_work import claim
@@ -137,17 +138,22 @@ class RunFolder:
         append_line(self.metrics_file, json.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; what is none (a kill cut it short) is left out."""
+        """The lines of ``metrics.jsonl``; what is none (a kill cut it short) is left out.
+
+        Raises:
+            SlimdpmError: if it cannot be read.
+        """
         if not self.metrics_file.exists():
             return []
         lines = []
-        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(values, dict) and values.keys() >= _LOGGED and all(map(_is_number, values.values())):
-                lines.append(values)
+        with regular(self.metrics_file) as log:
+            for line in log:
+                try:
+                    values = json.loads(line.decode(errors="replace"))
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(values, dict) and values.keys() >= _LOGGED and all(map(_is_number, values.values())):
+                    lines.append(values)
         return lines
 
     def forget_after(self, step: int) -> None:

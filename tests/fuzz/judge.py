@@ -38,6 +38,8 @@ class Watch:
 
     def _path(self, event: str, path: Any) -> None:
         real = os.path.realpath(path)
+        if event == "shutil.rmtree" and not os.path.lexists(real):  # removes nothing
+            return
         if not real.startswith(self.allowed):
             self._note(f"{event} {real}")
 

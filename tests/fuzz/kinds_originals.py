@@ -207,9 +207,10 @@ def original_yaml(rng: Random, folder: Path, base: Base) -> Case:
     values, note = mutated(yaml.safe_load((whole / "config.yaml").read_text()), rng, ("model",))
     if rng.random() < 0.3:
         key = rng.choice(["linear_start", "linear_end", "scale_factor", "timesteps"])
-        values["model"]["params"][key] = value = rng.choice(
-            [0, -1, float("nan"), float("inf"), 1e300, True, "x", 10**30, None]
-        )
+        value = rng.choice([0, -1, float("nan"), float("inf"), 1e300, True, "x", 10**30, None])
+        params = values["model"].get("params") if isinstance(values["model"], dict) else None
+        if isinstance(params, dict):  # else it is malformed already
+            params[key] = value
         note = f"{key} = {value}"
     (folder / "config.yaml").write_text(yaml.safe_dump(values), "utf-8", "surrogatepass")
     return Case(_import(whole / "model.ckpt", folder / "config.yaml", folder, rng), check=_scheduled, note=note)

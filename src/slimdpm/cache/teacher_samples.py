@@ -19,7 +19,7 @@ from slimdpm.pipelines.shell import Shell
 from slimdpm.pipelines.teacher import Teacher
 from slimdpm.recipe import DataRecipe, TeacherSamples
 from slimdpm.system.devices import resident
-from slimdpm.system.documents import decoded
+from slimdpm.system.documents import read_text
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.hashing import fingerprint, name_of, settings_of, short
 from slimdpm.system.progress import Display
@@ -146,10 +146,7 @@ def _read_prompts(file: Path) -> list[str]:
     Raises:
         SlimdpmError: if it cannot be read, is not UTF-8, or has none.
     """
-    try:
-        text = decoded(file.read_bytes(), str(file))
-    except OSError as error:
-        raise SlimdpmError(f"data.samples.prompts: {file} cannot be read: {error.strerror}") from None
+    text = read_text(file, name=f"data.samples.prompts: {file}")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise SlimdpmError(f"data.samples.prompts: {file} holds no prompt; write one on each line")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import signal
 import sys
 import warnings
@@ -101,6 +104,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
         return "error: out of memory; try a smaller batch (train.max_batch_per_device, --batch-size) or size", 2
+    if os.strerror(errno.EMFILE) in str(error):  # what libraries make of the system's error is of any kind
+        return "error: too many files are open at once; allow more of them: ulimit -n", 2
     if "onnection closed by peer" in str(error) or "onnection reset by peer" in str(error):
         return "error: another process of this launch has ended; what it said is the reason", 2
     reason = f"{type(error).__name__}: {first_line(error)}"
@@ -114,15 +119,16 @@ def _told(message: str, code: int) -> int:
 
 def _silence_libraries() -> None:
     """What they advise and warn of, nobody who calls a command can follow."""
-    from diffusers.utils import is_transformers_available, logging
+    from diffusers.utils import is_transformers_available
+    from diffusers.utils import logging as diffusers_logging
 
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         sys.unraisablehook = lambda _: None  # of finalizers, after an error that is told
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # their errors are raised as well
     if is_transformers_available():
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity(logging.CRITICAL)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from slimdpm.conditioning.base import Conditioning, Guidance, Keeper, Request
 from slimdpm.data.labels import labels_of
 from slimdpm.method.networks import Inputs
-from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.sizes import Size
 from slimdpm.unet import ClassEmbedder
 
@@ -21,6 +22,7 @@ MISSING_LABELS = (
     "column that has them as data.label_column"
 )
 
+_NAMES = TypeAdapter(dict[int, str], config=ConfigDict(coerce_numbers_to_str=True))  # an id2label's
 _LISTED = 20  # classes of the data at the start of a run
 
 
@@ -196,7 +198,11 @@ class ClassLabels:
 
 
 def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:
-    """The conditioning of a pipeline whose network takes classes, None for another."""
+    """The conditioning of a pipeline whose network takes classes, None for another.
+
+    Raises:
+        SlimdpmError: if its null class has no embedding.
+    """
     embedder = getattr(pipeline, "class_embedder", None)
     if embedder is not None:
         rows, null = embedder.config.num_classes, embedder.config.null_class
@@ -204,8 +210,11 @@ def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:
         rows, null = network.config.get("num_class_embeds"), {**pipeline.config, **network.config}.get("null_class")
     if rows is None:
         return None
+    if null is not None and (type(null) is not int or null not in range(rows)):
+        raise SlimdpmError(f"the null_class {null} is none of the classes that the network knows: 0 to {rows - 1}")
     bare = ClassLabels(rows, null, None, embedder)
-    named = {int(number): name for number, name in (pipeline.config.get("id2label") or {}).items()}
+    with blamed("the id2label of the pipeline gives no names to numbers"):
+        named = _NAMES.validate_python(pipeline.config.get("id2label") or {})
     for name, number in getattr(pipeline, "labels", {}).items():  # of a `DiTPipeline`: several names for one class
         named[number] = f"{named[number]}, {name}" if number in named else name
     return replace(bare, names=tuple(named[n] for n in bare.numbers)) if set(bare.numbers) <= set(named) else bare

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from slimdpm.system.documents import without_waiting
 from slimdpm.system.files import atomic_file
 from slimdpm.system.sizes import Size, sides
 
@@ -36,6 +37,9 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     Raises:
         Exception: whatever Pillow raises for a file that is broken, too large or of none of the `FORMATS`.
     """
+    if isinstance(file, Path):
+        with open(file, "rb", opener=without_waiting) as stream:
+            return open_image(stream)
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are too many, {MOST_PIXELS:,} at most")

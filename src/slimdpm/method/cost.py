@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.method.networks import build, example_inputs
+from slimdpm.method.networks import build, call, example_inputs
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
 
@@ -55,7 +55,7 @@ def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> 
     # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
     complaint = f"the config of this {type(model).__name__} fits no forward pass"
     with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
+        call(model, inputs.pop("sample"), inputs.pop("timestep"), inputs)
     flops = {str(op).rpartition(".")[2]: n for op, n in counter.get_flop_counts()["Global"].items()}
     return Cost(
         params=sum(p.numel() for p in model.parameters()),

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from slimdpm.method.dit import TransformerDenoiser
 from slimdpm.system.errors import SlimdpmError, blamed
-from slimdpm.system.sizes import Size, sample_size, sides
+from slimdpm.system.sizes import Size, described, sample_size, sides
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 NETWORKS: dict[str, Any] = {
@@ -106,6 +106,13 @@ def known_settings(config: Mapping[str, Any]) -> set[str]:
     return set(inspect.signature(NETWORKS[config["_class_name"]].__init__).parameters) - {"self"}
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of its class in place of what it leaves out, as diffusers reads it."""
+    cls = NETWORKS.get(str(config.get("_class_name")), object)
+    given = inspect.signature(cls.__init__).parameters.values()
+    return {**{p.name: p.default for p in given if p.default is not p.empty}, **config}
+
+
 def keeps_size(config: Mapping[str, Any], size: Size) -> bool:
     """Whether a network gives back what it is given at this size: some halve only even sides."""
     with torch.device("meta"):
@@ -113,9 +120,10 @@ def keeps_size(config: Mapping[str, Any], size: Size) -> bool:
     inputs = example_inputs(config, size=size, device="meta")
     try:
         with torch.no_grad():
-            return network(**inputs, return_dict=False)[0].shape[-2:] == sides(size)
-    except (RuntimeError, ValueError):  # what went down does not meet what comes up
+            call(network, inputs.pop("sample"), inputs.pop("timestep"), inputs)
+    except (SlimdpmError, RuntimeError, ValueError):  # what went down does not meet what comes up
         return False
+    return True
 
 
 def example_inputs(
@@ -150,11 +158,19 @@ EXTRA = "extra_channels"  # among them, but no argument: channels (B, C', H, W) 
 
 
 def call(network: nn.Module, sample: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """A network's output ``(B, C, H, W)`` for a noisy sample and whatever else it is given."""
+    """A network's output ``(B, C, H, W)`` for a noisy sample and whatever else it is given.
+
+    Raises:
+        SlimdpmError: if it is of another height or width than the sample.
+    """
     arguments = {name: value for name, value in inputs.items() if name != EXTRA}
     if EXTRA in inputs:
         sample = torch.cat([sample, inputs[EXTRA].to(sample)], dim=1)  # (B, C + C', H, W)
-    return network(sample, t, return_dict=False, **arguments)[0]
+    output = network(sample, t, return_dict=False, **arguments)[0]
+    if output.shape[2:] != sample.shape[2:]:
+        ours, theirs = (described(tuple(tensor.shape[2:])) for tensor in (sample, output))
+        raise SlimdpmError(f"the {type(network).__name__} makes {theirs} of {ours}: its config is of no use here")
+    return output
 
 
 def map_inputs(function: Callable[[Tensor, Tensor], Tensor], first: Inputs, second: Inputs) -> Inputs:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimdpm.method.networks import completed
 from slimdpm.system.documents import read_json
 from slimdpm.system.errors import SlimdpmError
 
@@ -168,7 +169,7 @@ def find_network(name: str) -> Preset:
             if not isinstance(config, dict) or "block_out_channels" not in config:
                 raise SlimdpmError(f"{file} is no config of a U-Net")
             embedded = (file.parent.parent / "class_embedder").is_dir()  # the one token of a class-conditional pipeline
-            return Preset(name, config, str(file), tokens=1 if embedded else 77)
+            return Preset(name, completed(config), str(file), tokens=1 if embedded else 77)
     if path.exists():
         raise SlimdpmError(f"{name} holds no config.json of a U-Net")
     raise SlimdpmError(f"no preset and no folder is called {name!r}; the presets are {', '.join(PRESETS)}")

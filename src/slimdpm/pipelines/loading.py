@@ -187,7 +187,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # their errors are raised as well
     try:
         yield
     finally:

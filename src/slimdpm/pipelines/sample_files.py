@@ -19,7 +19,7 @@ from slimdpm.pipelines.sampling import make_scheduler, probe, sample_batches
 from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.run_folder import RunFolder
-from slimdpm.system.documents import read_json
+from slimdpm.system.documents import read_json, regular
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import remove_leftovers, write_json
 from slimdpm.system.hashing import fingerprint
@@ -114,9 +114,9 @@ def _check(folder: Path, settings: dict) -> None:
 def _intact(file: Path) -> bool:
     """Whether a picture is there and whole; its checksums tell."""
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with regular(file) as stream, Image.open(stream, formats=["PNG"]) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG
+    except (SlimdpmError, SyntaxError):  # the latter is what Pillow raises for some damages of a PNG
         return False
     return True
 

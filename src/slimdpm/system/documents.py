@@ -35,7 +35,7 @@ def regular(file: Path, name: str = "") -> Iterator[BufferedReader]:
     """
     name = name or str(file)
     try:
-        with open(file, "rb", opener=_without_waiting) as stream:
+        with open(file, "rb", opener=without_waiting) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise SlimdpmError(f"{name} is no regular file")
             yield stream
@@ -186,5 +186,6 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
+def without_waiting(path: str, flags: int) -> int:
+    """For ``open(..., opener=...)``: a pipe is then empty, else opening it would wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -145,7 +145,7 @@ def _seal(name: str, values: Mapping[str, Any]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slimdpm.system.documents import regular
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import atomic_file, explained, remove_leftovers
 from slimdpm.system.processes import processes
@@ -148,14 +149,14 @@ class Store:
         if not file.exists():
             return False
         try:
-            with safe_open(file, "pt") as opened:
+            with regular(file), safe_open(file, "pt") as opened:
                 tensors = {part: opened.get_tensor(part) for part in opened.keys()}  # noqa: SIM118 - no dict
                 about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
             notes, found = about.get("notes", ""), about.get("digest")
             # The shards of earlier versions do not say which rows are theirs.
             if found in (_digest(tensors, notes, shard[0]), _digest(tensors, notes)):
                 return all(len(rows) >= shard[1] - shard[0] for rows in tensors.values())
-        except (SafetensorError, OSError, ValueError):
+        except (SlimdpmError, SafetensorError, ValueError):
             pass  # not even a file of its kind
         display.say(f"{file} is damaged and is made again")
         return False
