@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.method.networks import build, call, example_inputs
+from slimdpm.method.networks import build, call, example_inputs, once_per_config
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
 
@@ -31,6 +31,7 @@ class Cost:
     macs_all: int  # with the products inside attention
 
 
+@once_per_config
 def measure(config: Mapping[str, Any], *, size: Size | None = None, tokens: int = 77) -> Cost:
     """Count a U-Net's parameters and MACs from its config.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdpm.method.networks import build, example_inputs
+from slimdpm.method.networks import build, example_inputs, once_per_config
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 
@@ -79,6 +79,7 @@ def block_names(network: Any) -> list[str]:
     return downs + (["mid_block"] if network.mid_block is not None else []) + ups
 
 
+@once_per_config
 def tap_shapes(config: Mapping[str, Any], *, size: Size | None = None) -> list[TapShape]:
     """The shapes at each block of a U-Net, found by running it on the meta device."""
     with torch.device("meta"):

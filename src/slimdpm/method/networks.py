@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
@@ -29,11 +30,26 @@ NETWORKS: dict[str, Any] = {
     )
 }
 
-
 _LARGEST = 2**20  # number in a network's config
-
-
 _MODULES = 15_000  # in a network: the U-Net of XL has fewer than 5,000
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def once_per_config(
+    function: Callable[Concatenate[Mapping[str, Any], P], T],
+) -> Callable[Concatenate[Mapping[str, Any], P], T]:
+    """Remember what follows from a network's config alone: it takes a pass on the meta device and is asked for often."""
+    known: dict[str, T] = {}
+
+    @wraps(function)
+    def remembered(config: Mapping[str, Any], *args: P.args, **kwargs: P.kwargs) -> T:
+        key = repr((dict(config), args, kwargs))
+        if key not in known:
+            known[key] = function(config, *args, **kwargs)
+        return known[key]
+
+    return remembered
 
 
 def build(config: Mapping[str, Any]) -> Any:
@@ -113,6 +129,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{p.name: p.default for p in given if p.default is not p.empty}, **config}
 
 
+@once_per_config
 def keeps_size(config: Mapping[str, Any], size: Size) -> bool:
     """Whether a network gives back what it is given at this size: some halve only even sides."""
     with torch.device("meta"):
