@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import numpy as np
 import torch
-from conftest import TINY, TRIAL, latent_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import TINY, TRIAL, latent_pipeline
 from PIL import Image
 from rich.console import Console
 from test_files import Numbers

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import diffusers.guiders  # noqa: F401 - what a command imports late is imported once, here
 import numpy as np
 import torch
-from conftest import TINY, TRIAL, latent_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import TINY, TRIAL, latent_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 from test_originals import original, reduced

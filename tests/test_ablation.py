@@ -12,7 +12,7 @@ from ablation.grid import DENSE, Cell, Idea
 from ablation.run import Ablation
 from ablation.sizes import SIZES, Size
 from ablation.together import OncePerBatch, train_together
-from conftest import TINY
+from helpers import TINY
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, latent_pipeline
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
+from helpers import TINY, latent_pipeline
 from typer.testing import CliRunner
 
 from slimdpm import SpectralUNet2DModel, load_pipeline

@@ -4,16 +4,14 @@ import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import LONG, TRIAL, latent_pipeline, launch, text_pipeline
 from diffusers import AutoencoderKL, VQModel
+from helpers import TRIAL, Forked, latent_pipeline, launch, text_pipeline
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -29,6 +27,7 @@ from slimdpm.data.open_source import open_source
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
+from slimdpm.system.processes import leave
 from slimdpm.system.progress import Display
 from slimdpm.system.tensor_store import Layout, Store
 from slimdpm.training.accelerator import make_accelerator
@@ -107,12 +106,18 @@ def dying(first, last, advance):
     return made(first, last, advance)
 
 
-def start(folder, make="slow"):
-    return subprocess.Popen([sys.executable, __file__, str(folder), make], stdout=subprocess.PIPE, text=True)
+def at_work(folder, make=slow):
+    """What builds a store in another process and prints what it did."""
+
+    def work():
+        print(*built(folder, make)[2], sep="\n")
+        leave()
+
+    return work
 
 
 def test_a_kill_in_the_middle_leaves_a_usable_part(tmp_path):
-    assert start(tmp_path / "store", "dying").wait(LONG) == -9
+    assert Forked(at_work(tmp_path / "store", dying)).wait().code == -9
     assert len(contents(tmp_path / "store")) == 3
     leftover = tmp_path / "store/.00000016.safetensors.tmp-1"
     leftover.write_bytes(b"half")  # what a kill in the middle of writing leaves
@@ -123,17 +128,17 @@ def test_a_kill_in_the_middle_leaves_a_usable_part(tmp_path):
 
 
 def test_two_strangers_share_the_work(tmp_path):
-    outputs = [process.communicate(timeout=LONG)[0] for process in [start(tmp_path / "store") for _ in range(2)]]
-    did = [[int(line) for line in output.split()] for output in outputs]
+    both = [process.wait() for process in [Forked(at_work(tmp_path / "store")) for _ in range(2)]]
+    did = [[int(line) for line in done.out.split()] for done in both]
     assert sorted(did[0] + did[1]) == [0, 4, 8, 12, 16]
     built(tmp_path / "whole")
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_two_processes_of_a_launch_share_the_work(tmp_path):
-    codes, outputs = launch(tmp_path, __file__, str(tmp_path / "store"))
-    assert codes == [0, 0], outputs
-    did = [[int(line) for line in output.split() if line.isdigit()] for output in outputs]
+    both = launch(at_work(tmp_path / "store"))
+    assert [done.code for done in both] == [0, 0], both
+    did = [[int(line) for line in done.out.split()] for done in both]
     assert did == [[0, 8, 16], [4, 12]]
     built(tmp_path / "whole")
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
@@ -337,10 +342,3 @@ def test_no_cache_on_the_command_line(tmp_path, photos):
     assert "1 of 20 images cannot be read and are skipped: 07.png" in done.output
     weights = load_file(tmp_path / "run/checkpoints/step-00000004/student.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-if __name__ == "__main__":
-    _, _, did = built(sys.argv[1], dying if "dying" in sys.argv else slow)
-    print(*did, sep="\n")
-    if "RANK" in os.environ:
-        torch.distributed.destroy_process_group()

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRIAL, latent_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import TINY, TRIAL, latent_pipeline
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file

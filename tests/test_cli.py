@@ -9,12 +9,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRIAL
 from diffusers import DiffusionPipeline, UNet2DModel
+from helpers import TINY, TRIAL, Forked, command
 from typer.testing import CliRunner
 
 import slimdpm
 from slimdpm import SlimdpmError
+from slimdpm.cli import main
 from slimdpm.cli.main import app
 
 QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
@@ -133,9 +134,9 @@ def test_a_mistake_is_one_line(arguments, words, bad, teacher_folder, image_fold
 
 
 def test_a_mistake_exits_with_two_and_no_traceback(tmp_path, teacher_folder):
-    done = slimdpm_command("slim", teacher_folder, tmp_path / "none", "-o", tmp_path / "run")
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+    done = Forked(command("slim", teacher_folder, tmp_path / "none", "-o", tmp_path / "run")).wait()
+    assert done.code == 2
+    assert done.err.splitlines() == [
         f"error: data {tmp_path}/none does not exist (a data set of the Hugging Face hub is written hf:NAME)"
     ]
     assert not (tmp_path / "run").exists()
@@ -166,16 +167,17 @@ def test_train_from_python(image_folder):
 
 def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
     """As a loader's processes do with few file handles: Python would print their traceback after the message."""
-    script = """
-import slimdpm.cli.main as cli
-class Loader:
-    def __del__(self):
-        raise OSError("too late")
-def app(*_, **__):
-    loader = Loader()
-    raise cli.SlimdpmError("told")
-cli.app = app
-cli.main()
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: told\n")
+
+    class Loader:
+        def __del__(self):
+            raise OSError("too late")
+
+    def failing(*_, **__):
+        loader = Loader()  # noqa: F841
+        raise SlimdpmError("told")
+
+    def replaced():
+        main.app = failing
+
+    done = Forked(command(before=replaced)).wait()
+    assert (done.code, done.err) == (2, "error: told\n")

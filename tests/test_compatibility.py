@@ -5,7 +5,6 @@ import copy
 import accelerate
 import pytest
 import torch
-from conftest import TINY, class_pipeline, latent_pipeline, text_pipeline, xl_pipeline
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -16,6 +15,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DModel,
 )
+from helpers import TINY, class_pipeline, latent_pipeline, text_pipeline, xl_pipeline
 from torch import nn
 from torch.nn.utils import parametrizations
 

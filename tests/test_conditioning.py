@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, CLASSES, TINY, TINY_CONDITION, TRIAL, class_pipeline, embedded_class_pipeline
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from helpers import AUTOENCODER, CLASSES, TINY, TINY_CONDITION, TRIAL, class_pipeline, embedded_class_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY, TINY_CONDITION, TINY_RESNET
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers import TINY, TINY_CONDITION, TINY_RESNET
 
 from slimdpm import SpectralUNet2DModel
 from slimdpm.method.distiller import Distiller, TappedStudent

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import yaml
-from conftest import TINY
+from helpers import TINY
 
 from slimdpm.cli import main as cli
 from slimdpm.method.networks import build, check_config

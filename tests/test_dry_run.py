@@ -7,8 +7,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, class_pipeline, embedded_class_pipeline, latent_pipeline, text_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
+from helpers import TINY, class_pipeline, embedded_class_pipeline, latent_pipeline, text_pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner

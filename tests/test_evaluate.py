@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import latent_pipeline, launch
 from diffusers import AutoencoderKL
+from helpers import command, latent_pipeline, launch
 from typer.testing import CliRunner
 
 from slimdpm.cli.main import app
@@ -143,8 +143,8 @@ def test_more_images_keep_those_that_are_there(place, tmp_path, monkeypatch):
 def test_two_processes_give_the_numbers_of_one(place, tmp_path):
     common = [str(place / "model"), "--against", str(place / "real.npz"), "-n", "70", "--steps", "2", "--device", "cpu"]
     common += ["--extractor", str(place / "features.onnx")]
-    codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "evaluate", *common, "-o", str(tmp_path / "two"))
-    assert codes == [0, 0], outputs
+    both = launch(command("evaluate", *common, "-o", tmp_path / "two"))
+    assert [done.code for done in both] == [0, 0], both
     assert CliRunner().invoke(app, ["evaluate", *common, "-o", str(tmp_path / "one")]).exit_code == 0
     assert numbers(tmp_path / "two") == numbers(tmp_path / "one")
 

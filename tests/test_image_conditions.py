@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CONDITION, TRIAL, text_pipeline, xl_pipeline
 from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionInpaintPipeline,
@@ -13,6 +12,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
+from helpers import TINY_CONDITION, TRIAL, text_pipeline, xl_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner

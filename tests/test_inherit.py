@@ -6,9 +6,9 @@ write down by hand, so the student of half the width that inherits from it must 
 
 import pytest
 import torch
-from conftest import TINY, TINY_CONDITION, TINY_RESNET
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock
+from helpers import TINY, TINY_CONDITION, TINY_RESNET
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY_RESNET, TRIAL, embedded_class_pipeline, latent_pipeline, text_pipeline
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -13,6 +12,7 @@ from diffusers import (
     LDMPipeline,
     VQModel,
 )
+from helpers import AUTOENCODER, TINY_RESNET, TRIAL, embedded_class_pipeline, latent_pipeline, text_pipeline
 from safetensors.torch import load_file
 
 from slimdpm import ClassConditionalLDMPipeline, Request, load_pipeline, sample_images

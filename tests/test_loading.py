@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, latent_pipeline, text_pipeline
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
+from helpers import TINY, latent_pipeline, text_pipeline
 
 from slimdpm import load_pipeline
 from slimdpm.pipelines.loading import checked_index

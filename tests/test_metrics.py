@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers import TINY
 
 from slimdpm.method.forward_process import Process
 from slimdpm.metrics.denoising import denoising_errors, upper_half

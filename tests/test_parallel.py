@@ -1,13 +1,11 @@
 """Two gloo processes on a CPU do what one does with the joined batch, feature taps included."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import TINY, class_pipeline, launch
 from diffusers import DDPMScheduler, UNet2DModel
+from helpers import TINY, TRIAL, Forked, class_pipeline, command, launch
 from safetensors.torch import load_file, save_file
 
 from slimdpm import SpectralUNet2DModel
@@ -37,8 +35,14 @@ def gradients(rank: int = 0, world: int = 1):
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    codes, outputs = launch(tmp_path, __file__, str(tmp_path))
-    assert codes == [0, 0], outputs
+    def share():
+        torch.distributed.init_process_group("gloo")
+        rank = int(os.environ["RANK"])
+        save_file(gradients(rank, 2), tmp_path / f"{rank}.safetensors")
+        torch.distributed.destroy_process_group()
+
+    both = launch(share)
+    assert [done.code for done in both] == [0, 0], both
     expected = gradients()
     for rank in (0, 1):
         found = load_file(tmp_path / f"{rank}.safetensors")
@@ -54,16 +58,15 @@ def test_a_run_on_two_processes_is_the_run_on_one(told, tmp_path, teacher_folder
         teacher, data = tmp_path / "teacher", class_folder
         class_pipeline().save_pretrained(teacher)
     settings = [
-        f"teacher={teacher}", f"data.path={data}", "conditioning.drop=0.5", "student.width=8", "train.steps=4",
-        "train.batch_size=4", "train.checkpoint_every=2", "train.log_every=1", "train.trackers=[]", "data.workers=0",
-        "samples.count=2", "samples.steps=2", "distill.pairs=auto",
+        *TRIAL, f"teacher={teacher}", f"data.path={data}", "conditioning.drop=0.5", "student.width=8", "train.steps=4",
+        "train.checkpoint_every=2", "train.log_every=1",
     ]  # fmt: skip
     options = [part for s in settings for part in ("--set", s)]
-    codes, outputs = launch(tmp_path, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "two"), *options)
-    assert codes == [0, 0], outputs
-    assert "student:" in outputs[0] and "student:" not in outputs[1]  # one of them speaks
-    one = subprocess.run([sys.executable, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "one"), *options])
-    assert one.returncode == 0
+    both = launch(command("slim", "-o", tmp_path / "two", *options))
+    assert [done.code for done in both] == [0, 0], both
+    assert "student:" in both[0].out and both[1].out == ""  # one of them speaks
+    one = Forked(command("slim", "-o", tmp_path / "one", *options)).wait()
+    assert one.code == 0, one
     weights = [load_file(tmp_path / n / "checkpoints/step-00000004/student.safetensors") for n in ("one", "two")]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=2e-4, rtol=0, msg=name)
@@ -81,11 +84,3 @@ def test_batches_are_split_over_processes_and_micro_steps(batch, most, processes
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(SlimdpmError, match="batch_size 64 cannot be shared evenly by 3 processes"):
         split_batch(validate({"data": {"path": "x"}}), 3)
-
-
-if __name__ == "__main__":
-    rank = int(os.environ["RANK"])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    save_file(gradients(rank, 2), os.path.join(sys.argv[1], f"{rank}.safetensors"))
-    torch.distributed.destroy_process_group()

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, text_config, tiny_tokenizer
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from helpers import AUTOENCODER, text_config, tiny_tokenizer
 
 from slimdpm.data.arrays import Arrays
 from slimdpm.method.cost import measure

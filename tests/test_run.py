@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import (
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from helpers import (
     AUTOENCODER,
     TINY,
     TRIAL,
@@ -19,8 +21,6 @@ from conftest import (
     text_pipeline,
     xl_pipeline,
 )  # fmt: skip
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from rich.console import Console
 from torch.utils._pytree import tree_flatten

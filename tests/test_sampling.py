@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TRIAL, latent_pipeline
 from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
@@ -19,6 +18,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from helpers import TINY, TRIAL, latent_pipeline
 from PIL import Image
 
 from slimdpm.pipelines import sample_files as pictures

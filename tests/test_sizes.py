@@ -5,17 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    AUTOENCODER,
-    CLASSES,
-    NAMES,
-    TINY,
-    TRIAL,
-    class_pipeline,
-    latent_pipeline,
-    text_pipeline,
-    xl_pipeline,
-)
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -25,6 +14,17 @@ from diffusers import (
     DiTTransformer2DModel,
     UNet2DModel,
     VQModel,
+)
+from helpers import (
+    AUTOENCODER,
+    CLASSES,
+    NAMES,
+    TINY,
+    TRIAL,
+    class_pipeline,
+    latent_pipeline,
+    text_pipeline,
+    xl_pipeline,
 )
 from PIL import Image
 from typer.testing import CliRunner

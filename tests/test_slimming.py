@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, TINY_RESNET
+from helpers import TINY, TINY_RESNET
 from torch import nn
 
 from slimdpm.method.cost import measure, measure_model

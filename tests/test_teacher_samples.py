@@ -2,22 +2,23 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from diffusers import AutoencoderKL, VQModel
+from helpers import (
     TRIAL,
+    Forked,
     class_pipeline,
+    command,
     embedded_class_pipeline,
     latent_pipeline,
     launch,
     struck,
     text_pipeline,
-)  # fmt: skip
-from diffusers import AutoencoderKL, VQModel
+)
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -30,6 +31,7 @@ from slimdpm.method.distiller import Distiller
 from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.progress import Display
+from slimdpm.system.tensor_store import Store
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
@@ -127,27 +129,18 @@ def test_the_same_bytes_each_time_and_more_samples_begin_alike(tmp_path, monkeyp
     assert len(list((tmp_path / "one").glob("samples-*"))) == 6
 
 
-def command(teacher, folder, *more):
+def words(teacher, folder, *more):
     sets = [*QUICK, "data.samples.count=192", *more]
-    return [
-        "-m",
-        "slimdpm.cli",
-        "slim",
-        str(teacher),
-        "teacher",
-        "-o",
-        str(folder),
-        *[p for s in sets for p in ("--set", s)],
-    ]
+    return ["slim", teacher, "teacher", "-o", folder, *[p for s in sets for p in ("--set", s)]]
 
 
 def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
-    arguments = command(teacher_folder, tmp_path / "run", "data.samples.steps=10")
-    second = struck(signal.SIGKILL, "system.tensor_store:Store._write", "args[0][0] == 64", *arguments[2:])
-    assert subprocess.run(second, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == -9
+    second = struck(signal.SIGKILL, Store, "_write", lambda store, place, *args: place[0] == 64)
+    killed = Forked(command(*words(teacher_folder, tmp_path / "run"), before=second)).wait()
+    assert killed.code == -9, killed
     there = contents(tmp_path / "run/cache")
     assert len(there) == 1
-    job = plan(load_pipeline(teacher_folder), "data.samples.count=192", "data.samples.steps=10")
+    job = plan(load_pipeline(teacher_folder), "data.samples.count=192")
     run_job(plan_job(job.recipe.model_copy(update={"teacher": str(teacher_folder)})), tmp_path / "run", report=False)
     after = contents(tmp_path / "run/cache")
     assert len(after) == 3 and all(after[name] == data for name, data in there.items())
@@ -157,9 +150,9 @@ def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
 
 def test_two_processes_of_a_launch_make_and_use_the_data_of_one(tmp_path):
     class_pipeline().save_pretrained(tmp_path / "teacher")
-    codes, outputs = launch(tmp_path, *command(tmp_path / "teacher", tmp_path / "two"))
-    assert codes == [0, 0], outputs
-    assert "192 samples of the teacher: 0.6 MB will be kept in" in outputs[0]
+    both = launch(command(*words(tmp_path / "teacher", tmp_path / "two")))
+    assert [done.code for done in both] == [0, 0], both
+    assert "192 samples of the teacher: 0.6 MB will be kept in" in both[0].out
     recipe = RunFolder(tmp_path / "two").recipe()
     run_job(plan_job(recipe), tmp_path / "one", report=False)
     assert contents(tmp_path / "one/cache") == contents(tmp_path / "two/cache")

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY, class_pipeline, latent_pipeline
 from diffusers import (
     AutoencoderKL,
     DDIMPipeline,
@@ -19,6 +18,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from helpers import AUTOENCODER, TINY, class_pipeline, latent_pipeline
 
 from slimdpm import SpectralUNet2DModel, load_pipeline, sample_images
 from slimdpm.pipelines.denoise import image_generators

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TRIAL, text_pipeline, xl_pipeline
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, PNDMScheduler
+from helpers import TRIAL, text_pipeline, xl_pipeline
 from safetensors.torch import load_file
 
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images

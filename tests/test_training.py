@@ -5,14 +5,12 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import LONG, TINY, TRIAL, struck
 from diffusers import UNet2DModel
+from helpers import TINY, TRIAL, Forked, command, struck
 from safetensors.torch import load_file
 
 from slimdpm.method.distiller import Distiller, TappedStudent
@@ -23,6 +21,7 @@ from slimdpm.system.errors import SlimdpmError
 from slimdpm.training.checkpoint import checkpoints
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
+from slimdpm.training.trainer import Trainer
 
 QUICK = [
     *TRIAL,
@@ -31,19 +30,16 @@ QUICK = [
 ]  # fmt: skip
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums in the same order
-
-
 def arguments(teacher_folder, image_folder, *more):
     sets = [*QUICK, f"teacher={teacher_folder}", f"data.path={image_folder}", *more]
     return [part for s in sets for part in ("--set", s)]
 
 
-def run(folder, teacher_folder, image_folder, *more):
+def run(folder, teacher_folder, image_folder, *more, report=False):
     recipe = load_recipe(
         None, [*QUICK, *more], values={"teacher": str(teacher_folder), "data": {"path": str(image_folder)}}
     )
-    return run_job(plan_job(recipe), folder)
+    return run_job(plan_job(recipe), folder, report=report)
 
 
 def contents(checkpoint):
@@ -72,7 +68,7 @@ def logged(folder):
 def straight(tmp_path_factory, teacher_folder, image_folder):
     """A run of six steps without a stop."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    run(folder, teacher_folder, image_folder)
+    run(folder, teacher_folder, image_folder, report=True)
     return folder
 
 
@@ -88,8 +84,8 @@ def test_a_run_leaves_what_it_promises(straight):
 
 
 def test_three_and_three_steps_are_six(straight, tmp_path, teacher_folder, image_folder):
-    run(tmp_path / "run", teacher_folder, image_folder, "train.steps=3")
-    run(tmp_path / "run", teacher_folder, image_folder)
+    run(tmp_path / "run", teacher_folder, image_folder, "train.steps=3", report=True)
+    run(tmp_path / "run", teacher_folder, image_folder, report=True)
     assert_equal_checkpoints(straight / "checkpoints/step-00000006", tmp_path / "run/checkpoints/step-00000006")
     assert logged(tmp_path / "run")[-1] == logged(straight)[-1]
     weights = [load_file(f / "student/unet/diffusion_pytorch_model.safetensors") for f in (straight, tmp_path / "run")]
@@ -104,13 +100,9 @@ def test_accumulation_changes_nothing_but_rounding(straight, tmp_path, teacher_f
         assert one == pytest.approx(two, rel=1e-3)
 
 
-def run_command(folder, *options, number=None, step=0):
-    """`slimdpm slim` in another process; with a `number`, this signal comes in the middle of a step."""
-    arguments = ["slim", "-o", str(folder), *options]
-    command = [sys.executable, "-m", "slimdpm.cli", *arguments]
-    if number is not None:
-        command = struck(number, "training.trainer:Trainer._draw", f"self.state.step == {step}", *arguments)
-    return subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=LONG)
+def run_command(folder, *options, before=lambda: None):
+    """`slimdpm slim` in another process."""
+    return Forked(command("slim", "-o", folder, *options, before=before)).wait()
 
 
 @pytest.mark.parametrize(
@@ -119,14 +111,15 @@ def run_command(folder, *options, number=None, step=0):
 def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, tmp_path, teacher_folder, image_folder):
     """In another process: stopped once on the way, in the sixth step, then resumed by the same command."""
     options = arguments(teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4", "train.keep=9")
-    done = run_command(tmp_path / "run", *options, number=number, step=5)
-    assert done.returncode == code, done.stderr
+    in_the_sixth_step = struck(number, Trainer, "_draw", lambda trainer, *args: trainer.state.step == 5)
+    done = run_command(tmp_path / "run", *options, before=in_the_sixth_step)
+    assert done.code == code, done.err
     assert [int(c.name[5:]) for c in checkpoints(tmp_path / "run/checkpoints")][-1] == last
     if number != signal.SIGKILL:  # the state at the stop was saved
-        assert done.stderr == "stopped after step 6; the same command resumes\n"
+        assert done.err == "stopped after step 6; the same command resumes\n"
     done = run_command(tmp_path / "run", *options)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming after step {last} of 10" in done.stdout
+    assert done.code == 0, done.err
+    assert f"resuming after step {last} of 10" in done.out
     run(tmp_path / "whole", teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4")
     assert_equal_checkpoints(tmp_path / "whole/checkpoints/step-00000010", tmp_path / "run/checkpoints/step-00000010")
     if number == signal.SIGKILL:  # a stop logs its last step
@@ -186,7 +179,7 @@ def test_old_checkpoints_are_pruned(tmp_path, teacher_folder, image_folder):
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, teacher_folder, image_folder):
     """The system refuses files beyond a limit, as a full disk does."""
     options = arguments(teacher_folder, image_folder)
-    assert run_command(tmp_path / "run", *options, "--set", "train.steps=3").returncode == 0
+    run(tmp_path / "run", teacher_folder, image_folder, "train.steps=3")
     kept = {p: p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors")}
     largest = max(kept.values())
 
@@ -194,12 +187,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, teac
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
 
-    command = [sys.executable, "-m", "slimdpm.cli", "slim", "-o", str(tmp_path / "run"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, env=ONE_THREAD)
-    assert done.returncode == 2, done.stderr
-    message = done.stderr.strip().splitlines()[-1]
+    done = run_command(tmp_path / "run", *options, before=limited)
+    assert done.code == 2, done.err
+    (message,) = done.err.splitlines()
     assert message.startswith("error: ") and "nothing was half-written" in message
-    assert "Traceback" not in done.stderr
     assert {p: p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors")} == kept
     assert not list((tmp_path / "run").rglob(".*tmp*"))
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import AUTOENCODER, TINY
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from helpers import AUTOENCODER, TINY
 
 from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, load_pipeline, sample_images
 from slimdpm.data.arrays import Arrays

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, TINY_CONDITION, TINY_RESNET
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
+from helpers import TINY, TINY_CONDITION, TINY_RESNET
 
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
 from slimdpm.method.networks import example_inputs

@@ -121,7 +121,8 @@ def command(words: list[Any]) -> None:
 
 def _teachers(base: Base) -> None:
     import torch
-    from conftest import (
+    from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
+    from helpers import (
         TINY,
         TINY_RESNET,
         class_pipeline,
@@ -130,7 +131,6 @@ def _teachers(base: Base) -> None:
         text_pipeline,
         xl_pipeline,
     )
-    from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
 
     torch.manual_seed(0)
     scratch = base.folder / "tokenizer"

@@ -33,13 +33,14 @@ NETWORKS: dict[str, Any] = {
 _LARGEST = 2**20  # number in a network's config
 _MODULES = 15_000  # in a network: the U-Net of XL has fewer than 5,000
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def once_per_config(
     function: Callable[Concatenate[Mapping[str, Any], P], T],
 ) -> Callable[Concatenate[Mapping[str, Any], P], T]:
-    """Remember what follows from a network's config alone: it takes a pass on the meta device and is asked for often."""
+    """Remember what follows from a config alone: it takes a pass on the meta device, and is asked for often."""
     known: dict[str, T] = {}
 
     @wraps(function)
