@@ -181,3 +181,19 @@ def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
 
     done = Forked(command(before=replaced)).wait()
     assert (done.code, done.err) == (2, "error: told\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["slim", "--help"], ["slim", "--nope"], []])
+def test_help_and_mistyped_options_load_no_library(words):
+    script = """
+import sys
+import slimdpm_command
+sys.argv = ["slimdpm", *sys.argv[1:]]
+try:
+    slimdpm_command.main()
+finally:
+    assert not {"torch", "diffusers", "transformers", "numpy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == (2 if words in ([], ["slim", "--nope"]) else 0), done.stderr
+    assert done.stderr.count("\n") == (words == ["slim", "--nope"]) and bool(done.stdout) != bool(done.stderr)

@@ -8,23 +8,25 @@ The method is Spectral Diffusion, from "Diffusion Probabilistic Model Made Slim"
 """
 
 import importlib
+import sys
 from typing import Any
 
-from slimdpm.api import slim, train
-from slimdpm.conditioning import Request
-from slimdpm.data.arrays import Arrays
-from slimdpm.method.distiller import Distiller, TappedStudent
-from slimdpm.method.presets import PRESETS
-from slimdpm.method.slimming import Budget, plan_student
-from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
-from slimdpm.pipelines.loading import load_pipeline
-from slimdpm.pipelines.sampling import sample_images
-from slimdpm.recipe import Recipe
-from slimdpm.recipe_file import load_recipe
-from slimdpm.system.errors import SlimdpmError
+if "slimdpm_command" not in sys.modules:  # the command loads what it needs, when it needs it
+    from slimdpm.api import slim, train
+    from slimdpm.conditioning import Request
+    from slimdpm.data.arrays import Arrays
+    from slimdpm.method.distiller import Distiller, TappedStudent
+    from slimdpm.method.presets import PRESETS
+    from slimdpm.method.slimming import Budget, plan_student
+    from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
+    from slimdpm.pipelines.loading import load_pipeline
+    from slimdpm.pipelines.sampling import sample_images
+    from slimdpm.recipe import Recipe
+    from slimdpm.recipe_file import load_recipe
+    from slimdpm.system.errors import SlimdpmError
 
-# Eagerly: diffusers loads a saved student through `sys.modules["slimdpm.unet"]`.
-from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
+    # diffusers loads a saved student through `sys.modules["slimdpm.unet"]`.
+    from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 _LATE = {"analyze": "slimdpm.analysis.analyze", "evaluate": "slimdpm.metrics.evaluate"}  # they load matplotlib
 

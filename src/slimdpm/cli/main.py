@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from slimdpm.cli import measure, originals, runs
 from slimdpm.system.errors import SlimdpmError, first_line
+from slimdpm.system.stop_signals import Stopped, interruptible
 from slimdpm.system.text import one_line
 
 app = typer.Typer(
@@ -29,15 +32,28 @@ console = Console()
 _TRACEBACK = "--traceback"
 _EXTRAS = {"scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo"}
 
-app.command()(runs.slim)
-app.command()(runs.train)
-app.command()(runs.sample)
-app.command()(runs.profile)
-app.command("import")(originals.import_)
-app.command()(measure.evaluate)
-app.command()(measure.analyze)
-app.add_typer(measure.reproduce, name="reproduce")
-app.command()(runs.demo)
+reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
+
+
+def _quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with silent libraries. They are loaded when it runs: help and mistyped options do without them."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        _silence_libraries()
+        command(*args, **kwargs)
+
+    return run
+
+
+for command in (runs.slim, runs.train, runs.sample, runs.profile):
+    app.command()(_quiet(command))
+app.command("import")(_quiet(originals.import_))
+app.command()(_quiet(measure.evaluate))
+app.command()(_quiet(measure.analyze))
+app.add_typer(reproduce, name="reproduce")
+reproduce.command()(_quiet(measure.complexity))
+app.command()(_quiet(runs.demo))
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,13 +76,12 @@ def _options(
 
 def main() -> None:
     """The entry point: whatever goes wrong is one line. A user's mistake exits with 2, a stop like its signal."""
-    from slimdpm.system.processes import leave
-    from slimdpm.system.stop_signals import Stopped, interruptible
-
     arguments = [word for word in sys.argv[1:] if word != _TRACEBACK]
     received = interruptible()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda _: None  # of finalizers, after an error that is told
     try:
-        _silence_libraries()
         code = app(arguments, prog_name="slimdpm", standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
@@ -80,7 +95,10 @@ def main() -> None:
         else:
             code = _told(*_explained(error))
     finally:
-        leave()
+        if "torch" in sys.modules:
+            from slimdpm.system.processes import leave
+
+            leave()
     for number in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
@@ -88,10 +106,10 @@ def main() -> None:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """An error in one line, and the exit code: 2 if the user can mend it."""
-    import torch
-
     if isinstance(error, SlimdpmError):
         return f"error: {error}", 2
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return "", 2  # the help is there already
     if hasattr(error, "format_message"):  # typer's own, about options and arguments
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context else ""
@@ -102,7 +120,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"error: this needs the package {error.name}: pip install 'slimdpm[{_EXTRAS[error.name]}]'", 2
     if isinstance(error, OSError):
         return f"error: {f'{error.filename}: ' if error.filename else ''}{first_line(error)}", 2
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
         return "error: out of memory; try a smaller batch (train.max_batch_per_device, --batch-size) or size", 2
     if os.strerror(errno.EMFILE) in str(error):  # what libraries make of the system's error is of any kind
         return "error: too many files are open at once; allow more of them: ulimit -n", 2
@@ -113,7 +131,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _told(message: str, code: int) -> int:
-    print(one_line(message), file=sys.stderr)
+    if message:
+        print(one_line(message), file=sys.stderr)
     return code
 
 
@@ -122,9 +141,6 @@ def _silence_libraries() -> None:
     from diffusers.utils import is_transformers_available
     from diffusers.utils import logging as diffusers_logging
 
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        sys.unraisablehook = lambda _: None  # of finalizers, after an error that is told
     diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity(logging.CRITICAL)  # their errors are raised as well
     if is_transformers_available():

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from slimdpm.system.progress import Display, figures_table
 from slimdpm.system.sizes import Size, size_of
-
-if TYPE_CHECKING:
-    from slimdpm.metrics.scores import Evaluation
 
 console = Console()
 
@@ -112,7 +109,8 @@ def _beside(models: list[str]) -> Path:
     return run / "evaluation" if len(models) == 1 and (run / "recipe.yaml").exists() else Path("evaluation")
 
 
-def _print(result: Evaluation) -> None:
+def _print(result: Any) -> None:
+    """An evaluation in tables."""
     from slimdpm.metrics.scores import tables
 
     for headings, rows in tables(result):
@@ -155,10 +153,6 @@ def analyze(
     Display(console).say(f"figures and page: {page}")
 
 
-reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
-
-
-@reproduce.command()
 def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Parameters and MACs of every network in the paper's complexity tables, ours beside the paper's.
 
