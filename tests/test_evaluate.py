@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers import command, latent_pipeline, launch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from slimdpm.cli.main import app
@@ -163,7 +164,8 @@ def test_a_pipeline_with_an_autoencoder_is_measured_in_pixels(place, tmp_path):
     latent_pipeline(AutoencoderKL).save_pretrained(tmp_path / "ldm")
     models = [str(tmp_path / "ldm"), str(place / "model")]
     both = evaluate(models, str(place / "real.npz"), tmp_path / "e", settings(place))
-    assert set(both.models) == {"ldm", "model"} and np.load(next((tmp_path / "e").glob("ldm-*/*.npy"))).shape[1] == 16
+    made = load_file(next((tmp_path / "e").glob("ldm-*/*.safetensors")))["image"]
+    assert set(both.models) == {"ldm", "model"} and made.shape[1] == 16
 
 
 def test_a_file_of_onnx_gives_what_its_network_gives(place):
@@ -260,7 +262,7 @@ def test_memory_holds_one_shard(place, tmp_path, monkeypatch):
     real = type(extractor).__call__
     monkeypatch.setattr(type(extractor), "__call__", lambda s, images: seen.append(len(images)) or real(s, images))
     run(place, tmp_path / "e", count=50)
-    assert max(seen) == 16 and sum(seen) == 1 + 90 + 50  # one image tries the extractor
+    assert max(seen) == 16 and sum(seen) == 3 + 90 + 50  # one image tries the extractor, and one for each set
 
 
 @pytest.mark.parametrize(

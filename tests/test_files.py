@@ -155,7 +155,7 @@ def test_damaged_squares_are_made_again_and_it_is_said(place, tmp_path, image_fo
 class Numbers:
     """Images that are counted when they are made, and features of them."""
 
-    name, key, stored = "numbers", "k", False
+    name, key, shape, stored = "numbers", "k", (2, 2, 3), False
 
     def __init__(self, count=130):
         self.count, self.made = count, []
@@ -182,23 +182,22 @@ def collected(folder, images):
 def test_damaged_pictures_and_features_of_an_evaluation_are_made_again_and_it_is_said(tmp_path):
     assert collected(tmp_path, Numbers()) == ([0, 64, 128], [])
     assert collected(tmp_path, Numbers()) == ([], [])
-    kept = {file: file.read_bytes() for file in tmp_path.rglob("0000*")}
-    assert len(kept) == 12
+    kept = {file: file.read_bytes() for file in tmp_path.rglob("0000*.*")}
+    assert len(kept) == 6
     for file, content in kept.items():
         for place in np.random.default_rng(0).permutation(len(content))[:4]:
             flip(file, place)
             made, said = collected(tmp_path, Numbers())
             assert len(said) == 1 and f"{file.stem}." in said[0] and set(made) <= {int(file.stem)}, (file, place)
-    assert {file: file.read_bytes() for file in tmp_path.rglob("0000*")} == kept
+    assert {file: file.read_bytes() for file in tmp_path.rglob("0000*.*")} == kept
 
 
 def test_swapped_shards_of_an_evaluation_are_made_again(tmp_path):
     collected(tmp_path, Numbers(256))
-    for pattern in ("0000{}.npy", "*/0000{}.npz"):
+    for pattern in ("00000{}.safetensors", "*/00000{}.safetensors"):
         one, two = (next(next(tmp_path.iterdir()).glob(pattern.format(n))) for n in ("000", "064"))
-        for a, b in ((one, two), (one.with_suffix(".json"), two.with_suffix(".json"))):
-            content = a.read_bytes()
-            a.write_bytes(b.read_bytes()), b.write_bytes(content)
+        content = one.read_bytes()
+        one.write_bytes(two.read_bytes()), two.write_bytes(content)
         made, said = collected(tmp_path, Numbers(256))
         assert len(said) == 2 and set(made) <= {0, 64}
 

@@ -101,7 +101,7 @@ def evaluate(
     # All that can be wrong is found before anything is made.
     check_count("each model", settings.count)
     if processes().is_main_process:
-        check_folder(folder, "evaluation", "results.json", "*/images.json")
+        check_folder(folder, "evaluation", "results.json", "*/locks", "*/*/locks")
     if write_moments is not None and write_moments.is_dir():
         raise SlimdpmError(f"{write_moments} is a folder; give a file for the statistics")
     moments = load_moments(reference_moments) if reference_moments else None

@@ -1,4 +1,4 @@
-"""Rows of tensors on the disk, computed once: what a frozen network makes of each image or caption.
+"""Rows of tensors on the disk, computed once: what a network makes of each image or caption, or by itself.
 
 The rows lie in shards of a fixed length, each a safetensors file with a digest of its content. Processes share the
 shards among them, a kill costs the shard in work, and a shard whose content is not what its digest says is made again.
@@ -81,10 +81,19 @@ class Store:
     def row(self, number: int) -> dict[str, Tensor]:
         """The tensors of a row, ``layout.parts`` each, in the stored dtype."""
         first = number // self.layout.shard * self.layout.shard
+        return {part: rows[number - first] for part, rows in self.shard(first).items()}
+
+    def shard(self, first: int) -> dict[str, Tensor]:
+        """Of the shard that begins with this row each part, which may hold more rows than the layout has."""
         if first not in self._open:
             with safe_open(self.file(first), "pt") as shard:  # mapped, not read
                 self._open[first] = {part: shard.get_tensor(part) for part in self.layout.parts}
-        return {part: rows[number - first] for part, rows in self._open[first].items()}
+        return self._open[first]
+
+    def batches(self, part: str) -> Iterator[Tensor]:
+        """One part of all rows, ``(B, *shape)`` shard by shard."""
+        for first, last in self.layout.ranges():
+            yield self.shard(first)[part][: last - first]
 
     def notes(self) -> Notes:
         """What was noted of rows when they were made."""
@@ -138,8 +147,8 @@ class Store:
         needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise SlimdpmError(
-                f"{label}: {_size(needed)} are needed in {self.folder}, {_size(free)} are free; name another folder "
-                "as data.cache"
+                f"{label}: {_size(needed)} are needed in {self.folder}, {_size(free)} are free; name another folder: "
+                "data.cache of a run, -o of an evaluation"
             )
         display.say(f"{label}: {_size(needed)} will be kept in {self.folder}")
 
@@ -153,8 +162,9 @@ class Store:
                 tensors = {part: opened.get_tensor(part) for part in opened.keys()}  # noqa: SIM118 - no dict
                 about = json.loads((opened.metadata() or {}).get(_ABOUT, "{}"))
             notes, found = about.get("notes", ""), about.get("digest")
+            whole = {part: tuple(rows.shape[1:]) for part, rows in tensors.items()} == dict(self.layout.parts)
             # The shards of earlier versions do not say which rows are theirs.
-            if found in (_digest(tensors, notes, shard[0]), _digest(tensors, notes)):
+            if whole and found in (_digest(tensors, notes, shard[0]), _digest(tensors, notes)):
                 return all(len(rows) >= shard[1] - shard[0] for rows in tensors.values())
         except (SlimdpmError, SafetensorError, ValueError):
             pass  # not even a file of its kind
