@@ -19,13 +19,13 @@ from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import (
     atomic_file,
     atomic_folder,
-    digest_files,
     read_sealed,
     remove_leftovers,
     write_json,
     write_sealed,
     write_text,
 )
+from slimdpm.system.hashing import digest_files
 from slimdpm.system.progress import Display
 
 

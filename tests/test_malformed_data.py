@@ -15,10 +15,10 @@ from slimdpm.data.arrays import Arrays
 from slimdpm.data.dataset import Decoder, prepare_images
 from slimdpm.data.labels import captions_of, labels_of
 from slimdpm.data.open_source import open_source
+from slimdpm.data.sources import content_of
 from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.metrics.collect import Given
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.hashing import content_of
 
 
 def png():

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from slimdpm.data.dataset import Decoder, Images, check_readable
 from slimdpm.data.images import to_model_range
-from slimdpm.data.sources import Source
+from slimdpm.data.sources import Source, content_of
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.devices import resident
-from slimdpm.system.hashing import content_of, name_of, short
+from slimdpm.system.hashing import name_of, short
 from slimdpm.system.progress import Display
 from slimdpm.system.tensor_store import Layout, Make, Notes, Store
 

@@ -6,7 +6,6 @@ the mean of a latent in place of a draw. They are made of the pixels at each ste
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from slimdpm.conditioning.text import Text
 from slimdpm.data.images import open_image, pixels, square, upright
 from slimdpm.method.networks import EXTRA, Inputs
 from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.hashing import digest
 from slimdpm.system.sizes import Size, briefly
 
 _BOX = np.pad(np.full((64, 64), 255, np.uint8), 32)  # the mask where none is given: the middle
@@ -52,7 +52,7 @@ class _ImageAndText(Text):
         if len(request.masks) and not self.masks:
             raise SlimdpmError("the pipeline edits whole images: it takes no mask")
         opened = {"images": map(_opened, request.images), "masks": map(_opened, request.masks)}
-        shown = {name: [hashlib.sha256(i.tobytes()).hexdigest()[:12] for i in some] for name, some in opened.items()}
+        shown = {name: [digest([i.tobytes()], 6) for i in some] for name, some in opened.items()}
         return {**super().facts(request), **shown}
 
     def describe(self, drop: float) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from slimdpm.data.images import picture
 from slimdpm.data.labels import Labels, number_labels
 from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.hashing import digest
 
 _LARGE, _PACKED = 2**30, 200  # bytes of an array that may unpack to any size, and times its packed size beyond that
 
@@ -62,10 +62,7 @@ class Arrays:
         return repr((self.label, self.content(), self.captions(), self._column(self.classes, "labels")))
 
     def content(self) -> str:
-        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=16)
-        for image in self.images:
-            digest.update(np.ascontiguousarray(image).data)
-        return digest.hexdigest()
+        return digest([repr(self.images.shape).encode(), *map(np.ascontiguousarray, self.images)])
 
     def labels(self) -> Labels | None:
         labels = self._column(self.classes, "labels")

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from slimdpm.data.arrays import Arrays
 from slimdpm.data.images import pixels, square, upright
 from slimdpm.data.loader import Loader
-from slimdpm.data.sources import Source
+from slimdpm.data.sources import Source, content_of
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.files import atomic_file, read_sealed, write_sealed
-from slimdpm.system.hashing import content_of, short
+from slimdpm.system.hashing import short
 from slimdpm.system.sizes import Size, sides
 from slimdpm.system.tensor_store import Store
 
@@ -82,7 +82,7 @@ class Images:
         conditions: what is known of each of the source's images (a class, a caption), None if it is of no account.
         latents: the clean samples of all of the source's images, if they are kept: a store with the parts of
             `slimdpm.pipelines.shell.Shell.moments`, each as it is and mirrored, or once if mirroring is flipping it.
-        memory: a folder that remembers what the images are, see `slimdpm.system.hashing.content_of`.
+        memory: a folder that remembers what the images are, see `slimdpm.data.sources.content_of`.
     """
 
     source: Source

@@ -15,7 +15,7 @@ from slimdpm.data.labels import MOST_TEXT, TEXT_COLUMNS, Labels, number_labels
 from slimdpm.data.metadata_files import Metadata, read_metadata
 from slimdpm.system.documents import read_text
 from slimdpm.system.errors import SlimdpmError, blamed
-from slimdpm.system.files import digest_files
+from slimdpm.system.hashing import digest_files
 
 _COMMON = {".jpg", ".png", ".webp"}
 

@@ -17,7 +17,7 @@ from slimdpm.data.images import EXTENSIONS, open_image
 from slimdpm.data.labels import MOST_TEXT, Labels, number_labels
 from slimdpm.system.documents import decoded
 from slimdpm.system.errors import SlimdpmError, blamed
-from slimdpm.system.files import digest_files
+from slimdpm.system.hashing import digest_files
 
 _BLOCK = 512  # a tar file is made of these, and ends with two that are zero
 

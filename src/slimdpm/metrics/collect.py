@@ -14,10 +14,11 @@ from torch import Tensor
 
 from slimdpm.conditioning import Request
 from slimdpm.data.dataset import Images
+from slimdpm.data.sources import content_of
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.pipelines.sampling import make_scheduler, sample_batches
 from slimdpm.pipelines.shell import network_of, shell_of
-from slimdpm.system.hashing import content_of, fingerprint, settings_of, short
+from slimdpm.system.hashing import fingerprint, settings_of, short
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import sides
 from slimdpm.system.tensor_store import Layout, Notes, Store

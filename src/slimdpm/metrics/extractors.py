@@ -5,7 +5,6 @@ A figure always carries its extractor's name: only the distance of Inception's f
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from slimdpm.data.images import on_white
 from slimdpm.metrics.inception import load_inception
 from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.hashing import file_digest
 
 BUILT_IN = ("inception", "efficientnet-lite0")
 MOST_FEATURES = 8192  # of an image: their covariance has to fit a memory
@@ -100,9 +100,7 @@ def load_extractor(
         raise SlimdpmError(f"no extractor is called {name!r}, and no such file: there are {', '.join(BUILT_IN)}")
     if path.suffix.lower() != ".onnx":
         raise SlimdpmError(f"{path} is no .onnx file; extractors are ONNX, for example by torch.onnx.export")
-    with blamed(f"{path} cannot be read"), path.open("rb") as file:
-        key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    return Extractor(path.name, key, _onnx(path), torch.device("cpu"))
+    return Extractor(path.name, file_digest(path)[:12], _onnx(path), torch.device("cpu"))
 
 
 def _efficientnet(device: torch.device) -> Network:

@@ -7,7 +7,6 @@ conversion of the weights that pytorch-fid and torch-fidelity share, so that fil
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimdpm.system.errors import SlimdpmError, blamed, first_line
+from slimdpm.system.errors import SlimdpmError, first_line
+from slimdpm.system.hashing import file_digest
 
 SIZE = 299
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -206,8 +206,7 @@ def load_inception(weights: Path | None = None) -> InceptionV3:
     path = weights if weights is not None else _downloaded()
     if not path.is_file():
         raise SlimdpmError(f"{path} does not exist; {_where()}")
-    with blamed(f"{path} cannot be read"), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path, "sha256")
     if not digest.startswith(SHA256_PREFIX):
         raise SlimdpmError(f"{path} is not the standard Inception file (SHA-256 {digest[:8]}...); {_where()}")
     with torch.device("meta"):

@@ -6,14 +6,12 @@ What is kept to be read again is sealed: a JSON file beside it holds its digest,
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,10 @@ from torch import Tensor
 
 from slimdpm.system.documents import read_json, regular
 from slimdpm.system.errors import SlimdpmError, first_line
+from slimdpm.system.hashing import digest, file_digests
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()  # processes are numbered by host
+_HOST = digest([socket.gethostname().encode()], 3)  # processes are numbered by host
 _TEMPORARY = re.compile(rf"\..*\.tmp-(?:{_HOST}-)?(\d+)")  # those of earlier versions name no host
 _BUFFERS = ("position_ids", "attn_mask", "num_updates")  # how names end that are no weights
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -94,15 +93,10 @@ def remove_leftovers(folder: Path, name: str = "*", *, locked: bool = False) -> 
             leftover.unlink(missing_ok=True)
 
 
-def digest_files(paths: Sequence[Path]) -> str:
-    """Of the contents of files, in this order."""
-    return hashlib.blake2b(b"".join(_digests(paths)), digest_size=16).hexdigest()
-
-
 def write_sealed(path: Path, values: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     """JSON with digests of itself and of files that lie, or will lie, beside it under these names."""
     files = sorted(files)
-    sealed = {**values, "files": {f.name: digest.hex()[:32] for f, digest in zip(files, _digests(files), strict=True)}}
+    sealed = {**values, "files": {f.name: found[:32] for f, found in zip(files, file_digests(files), strict=True)}}
     write_json(path, {**sealed, "digest": _seal(path.name, sealed)})
 
 
@@ -119,28 +113,18 @@ def read_sealed(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
     values = read_json(path)
     if unsealed and isinstance(values, dict) and not {"files", "digest"} & values.keys():
         return values
-    digest = values.pop("digest", None) if isinstance(values, dict) else None
-    if digest is None or digest != _seal(path.name, values):
+    seal = values.pop("digest", None) if isinstance(values, dict) else None
+    if seal is None or seal != _seal(path.name, values):
         raise SlimdpmError(f"{path} is damaged or of an earlier version")
     files = [path.with_name(name) for name in values["files"]]
-    for file, digest in zip(files, _digests(files), strict=True):
-        if digest.hex()[:32] != values["files"][file.name]:
+    for file, found in zip(files, file_digests(files), strict=True):
+        if found[:32] != values["files"][file.name]:
             raise SlimdpmError(f"{file} is damaged: its content is not what was written")
     return values
 
 
-def _digests(files: Sequence[Path]) -> list[bytes]:
-    def digest(path: Path) -> bytes:
-        with regular(path) as file:
-            return hashlib.file_digest(file, "blake2b").digest()
-
-    with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter free
-        return list(pool.map(digest, files))
-
-
 def _seal(name: str, values: Mapping[str, Any]) -> str:
-    text = json.dumps([name, values], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest([json.dumps([name, values], sort_keys=True).encode()])
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,65 +1,63 @@
-"""What data and networks are, by their content: under other names, or with another date, they are the same."""
+"""Digests: what data and networks are, by their content. Under other names, or with another date, they are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
-from slimdpm.system.documents import read_text
-from slimdpm.system.errors import SlimdpmError, blamed
-from slimdpm.system.files import write_text
+from slimdpm.system.documents import regular
+
+
+def digest(parts: Iterable[Any], size: int = 16) -> str:
+    """BLAKE2b of bytes and arrays, one after the other: `size` bytes in hexadecimal."""
+    found = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def short(*texts: str) -> str:
+    """A short name for these texts."""
+    return digest(["\0".join(texts).encode()], 8)
+
+
+def file_digest(file: Path, kind: str = "blake2b") -> str:
+    """Of a file's content, whole.
+
+    Raises:
+        SlimdpmError: as `slimdpm.system.documents.regular`.
+    """
+    with regular(file) as stream:
+        return hashlib.file_digest(stream, kind).hexdigest()
+
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """`file_digest` of each."""
+    with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter free
+        return list(pool.map(file_digest, files))
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """Of the contents of files, in this order."""
+    return digest(map(bytes.fromhex, file_digests(files)))
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor in memory."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def fingerprint(model: nn.Module) -> str:
     """A short name for a network's weights: it changes when any of them does."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def content_of(source: Any, memory: Path | None) -> str:
-    """A short name for the images of a source, in their order.
-
-    Reading all of them takes a while, so the answer is remembered for as long as the files keep size and date.
-
-    Args:
-        source: see `slimdpm.data.sources.Source`. One that cannot tell its content is known by its identity.
-        memory: the folder that remembers; it exists. None remembers nothing.
-
-    Raises:
-        SlimdpmError: if an image is gone, or cannot be read.
-    """
-    with blamed("the images cannot be read"):
-        identity = source.identity()
-        if not hasattr(source, "content"):
-            return short(identity)
-        if memory is None:
-            return source.content()
-    file = memory / f"content-{short(identity)}.txt"
-    with FileLock(memory / "content.lock"):  # of several processes one reads
-        content = _remembered(file)
-        if not content.isalnum():
-            with blamed("the images cannot be read"):
-                content = source.content()
-            write_text(file, content)
-    return content
-
-
-def _remembered(file: Path) -> str:
-    """What this small file says; nothing if it is not there, or no such file."""
-    try:
-        return read_text(file, 2**10)
-    except SlimdpmError:
-        return ""
+    return digest((part for name, t in model.state_dict().items() for part in (name.encode(), bytes_of(t))), 6)
 
 
 def name_of(network: Any) -> str:
@@ -76,8 +74,3 @@ def settings_of(config: Mapping[str, Any]) -> str:
         return {key: bare(inner) for key, inner in value.items() if not key.startswith("_")}
 
     return json.dumps(bare(config), sort_keys=True, default=str)
-
-
-def short(*parts: str) -> str:
-    """A short name for these texts."""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()

@@ -6,7 +6,6 @@ shards among them, a kill costs the shard in work, and a shard whose content is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 from slimdpm.system.documents import regular
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import atomic_file, explained, remove_leftovers
+from slimdpm.system.hashing import bytes_of, digest
 from slimdpm.system.processes import processes
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import share
@@ -188,8 +188,7 @@ def _size(nbytes: int) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], notes: str, first: int | None = None) -> str:
-    digest = hashlib.blake2b(notes.encode() if first is None else f"{first} {notes}".encode(), digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parts: list[bytes | np.ndarray] = [notes.encode() if first is None else f"{first} {notes}".encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), bytes_of(tensor)]
+    return digest(parts)

@@ -15,9 +15,10 @@ from slimdpm.cache.teacher_samples import Samples, prepare_samples
 from slimdpm.cache.text_embeddings import Embeddings, prepare_embeddings
 from slimdpm.conditioning import Conditioning
 from slimdpm.data.dataset import Decoder, Images, prepare_images
+from slimdpm.data.sources import content_of
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.hashing import content_of, fingerprint, name_of, short
+from slimdpm.system.hashing import fingerprint, name_of, short
 from slimdpm.system.progress import Display
 from slimdpm.training.job import Job
 
