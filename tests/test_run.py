@@ -179,3 +179,17 @@ def test_the_reports_snippet_makes_images(kind, tmp_path, teacher_folder, data):
     names = {}
     exec(snippet.replace("num_inference_steps=50", "num_inference_steps=2"), names)
     assert names["images"][0].size == (16, 16)
+
+
+def test_losses_of_ones_own_train_a_run(tmp_path, teacher_folder, image_folder):
+    class Halved(Distiller):
+        def spatial(self, pairs):
+            return super().spatial(pairs) / 2
+
+    planned = job(teacher_folder, image_folder, "train.steps=1")
+    for name, kind in (("own", Halved), ("plain", Distiller)):
+        run_job(planned, tmp_path / name, report=False, distiller=kind)
+    own, plain = (RunFolder(tmp_path / name).metrics()[0] for name in ("own", "plain"))
+    assert own["denoising"] == plain["denoising"] and own["spatial"] == plain["spatial"] / 2
+    spared = planned.recipe.distill.lambda_spatial * plain["spatial"] / 2
+    assert own["loss"] == pytest.approx(plain["loss"] - spared)

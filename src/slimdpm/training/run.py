@@ -21,7 +21,14 @@ from slimdpm.training.student_folder import Results
 from slimdpm.training.trainer import Trainer
 
 
-def run_job(job: Job, folder: str | Path, display: Display | None = None, *, report: bool = True) -> DiffusionPipeline:
+def run_job(
+    job: Job,
+    folder: str | Path,
+    display: Display | None = None,
+    *,
+    report: bool = True,
+    distiller: Callable[..., Distiller] = Distiller,
+) -> DiffusionPipeline:
     """Train, and leave the results in the run's folder; resumes what is there.
 
     Args:
@@ -29,6 +36,7 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
         folder: its folder.
         display: where progress is shown.
         report: sample and write the report at the end.
+        distiller: a subclass of `Distiller`, or what makes one, for losses of one's own.
 
     Returns:
         the student's pipeline with the averaged weights.
@@ -53,7 +61,7 @@ def run_job(job: Job, folder: str | Path, display: Display | None = None, *, rep
         try:
             if accelerator.is_main_process:
                 _check_inputs(job, run, display)
-            trainer = new_trainer(job, run, accelerator, display)
+            trainer = new_trainer(job, run, accelerator, display, distiller)
         except SlimdpmError:
             run.discard_if_new()
             raise
