@@ -7,6 +7,8 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
     ControlNetModel,
     DDPMPipeline,
     DDPMScheduler,
@@ -166,6 +168,15 @@ def test_other_pipelines_take_a_student(tmp_path):
     student.enable_attention_slicing()
     student.set_progress_bar_config(disable=True)
     assert student("a", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+def test_auto_pipelines_take_a_student(tmp_path):
+    student = spectral(tmp_path)
+    student.save_pretrained(tmp_path / "student")
+    loaded = AutoPipelineForText2Image.from_pretrained(tmp_path / "student")
+    assert type(loaded) is StableDiffusionPipeline and type(loaded.unet) is SpectralUNet2DConditionModel
+    other = AutoPipelineForImage2Image.from_pipe(loaded, unet=loaded.unet)
+    assert type(other) is StableDiffusionImg2ImgPipeline and other.unet is loaded.unet
 
 
 def test_a_class_student_loads_in_plain_diffusers(tmp_path):

@@ -241,6 +241,10 @@ def test_what_can_be_known_is_said_before_anything_is_made(place, tmp_path, monk
         run(place, tmp_path / "e", count=9)
     with pytest.raises(SlimdpmError, match="is a folder; give a file"):
         evaluate([str(place / "model")], str(place / "real.npz"), tmp_path / "e", write_moments=tmp_path)
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "file" / "stats.npz"
+    with pytest.raises(SlimdpmError, match=r"stats\.npz cannot be written"):
+        evaluate([str(place / "model")], str(place / "real.npz"), tmp_path / "e", write_moments=nowhere)
     assert not (tmp_path / "e").exists()
 
 

@@ -25,6 +25,7 @@ from slimdpm.originals.reading import read_tensors
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.shared_work import claim_new
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +289,16 @@ def test_the_command_with_a_malicious_yaml(ffhq, tmp_path):
 def test_an_output_that_exists_is_left_alone(ffhq, tmp_path):
     with pytest.raises(SlimdpmError, match="exists already"):
         import_checkpoint(ffhq / "model.ckpt", ffhq / "config.yaml", tmp_path)
+
+
+def test_of_several_imports_at_once_one_works_and_the_others_say_so_at_once(ffhq, tmp_path):
+    output = tmp_path / "new" / "out"
+    for function in (import_checkpoint, import_single_file):
+        with claim_new(output), pytest.raises(SlimdpmError, match="another process is writing .*out"):
+            function(tmp_path / "none.ckpt", tmp_path / "none", output)
+        assert not list(output.parent.iterdir())
+    import_checkpoint(ffhq / "model.ckpt", ffhq / "config.yaml", output)
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
 
 
 def test_the_command(ffhq, tmp_path):

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel, VQModel
 from helpers import TINY, latent_pipeline, text_pipeline
 
 from slimdpm import load_pipeline
-from slimdpm.pipelines.loading import checked_index
+from slimdpm.pipelines.loading import checked_index, locate
 from slimdpm.pipelines.teacher import load_teacher
 from slimdpm.system.errors import SlimdpmError
 
@@ -128,6 +128,19 @@ def test_wild_values_are_one_line_with_and_without_weights(tmp_path, file, value
         with pytest.raises(SlimdpmError) as error:
             load_teacher(tmp_path, weights=weights)
         assert "\n" not in str(error.value) and len(str(error.value)) <= 500
+
+
+def test_a_hub_repository_of_half_precision_alone_is_asked_for_it(folder, monkeypatch):
+    asked = []
+
+    def download(hub_id, *, use_safetensors, variant=None):  # as diffusers refuses it
+        asked.append(variant)
+        if variant is None:
+            raise OSError("Could not find the necessary `safetensors` weights in {...} (variant=None)")
+        return str(folder)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    assert locate("somebody/half") == folder and asked == [None, "fp16"]
 
 
 def test_weights_that_are_gone_are_told_once(tmp_path, capfd):

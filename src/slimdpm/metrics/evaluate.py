@@ -28,7 +28,7 @@ from slimdpm.pipelines.sampling import probe
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import write_json, write_text
+from slimdpm.system.files import check_writable, write_json, write_text
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.processes import pick_device, processes
 from slimdpm.system.progress import Display
@@ -102,8 +102,8 @@ def evaluate(
     check_count("each model", settings.count)
     if processes().is_main_process:
         check_folder(folder, "evaluation", "results.json", "*/locks", "*/*/locks")
-    if write_moments is not None and write_moments.is_dir():
-        raise SlimdpmError(f"{write_moments} is a folder; give a file for the statistics")
+    if write_moments is not None:
+        check_writable(write_moments)
     moments = load_moments(reference_moments) if reference_moments else None
     real_source = open_source(against) if against is not None else None
     place = pick_device(settings.device)

@@ -20,7 +20,8 @@ from slimdpm.originals.unet import unet_config, unet_sources
 from slimdpm.originals.weights import Weights
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import atomic_folder, check_new
+from slimdpm.system.files import atomic_folder
+from slimdpm.system.shared_work import claim_new
 
 UNET = "model.diffusion_model."
 AVERAGES = "model_ema."
@@ -80,13 +81,14 @@ def import_checkpoint(checkpoint: Path, config: Path, output: Path, *, ema: bool
         ema: take the running averages of the U-Net's weights if there are any.
 
     Raises:
-        SlimdpmError: as `convert_checkpoint`, or if `output` exists. Nothing is half-written.
+        SlimdpmError: as `convert_checkpoint`, or if `output` exists or another process writes it. Nothing is
+            half-written.
     """
-    check_new(output)
-    parts = convert_checkpoint(checkpoint, config, ema=ema)
-    with atomic_folder(output) as folder:
-        parts.pipeline().save_pretrained(folder, safe_serialization=True)
-    return parts
+    with claim_new(output):
+        parts = convert_checkpoint(checkpoint, config, ema=ema)
+        with atomic_folder(output) as folder:
+            parts.pipeline().save_pretrained(folder, safe_serialization=True)
+        return parts
 
 
 def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> Parts:

@@ -21,7 +21,8 @@ from slimdpm.originals.reading import read_tensors
 from slimdpm.pipelines.loading import TEXT_TO_IMAGE, Index, checked_index, outline_model, pipeline_class
 from slimdpm.system.documents import parse_json, read_text
 from slimdpm.system.errors import SlimdpmError, blamed
-from slimdpm.system.files import atomic_folder, check_new, check_weights, save_tensors, write_json
+from slimdpm.system.files import atomic_folder, check_weights, save_tensors, write_json
+from slimdpm.system.shared_work import claim_new
 
 # What is read of a part: its config, or a tokenizer's vocabulary.
 _DOCUMENTS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -43,24 +44,25 @@ def import_single_file(checkpoint: Path, config: str, output: Path) -> Diffusion
 
     Raises:
         SlimdpmError: if the file is damaged, wants to run code or is something else; if the config is not to be had,
-            names a class that is not known or does not belong to the file; if `output` exists. Nothing is half-written.
+            names a class that is not known or does not belong to the file; if `output` exists or another process writes
+            it. Nothing is half-written.
     """
-    check_new(output)
-    tensors = read_tensors(checkpoint)
-    if not any(name.startswith("model.diffusion_model.") for name in tensors):
-        raise SlimdpmError(f"{checkpoint} is no single file of Stable Diffusion: it has no model.diffusion_model")
-    check_weights(checkpoint, {name: tensor for name, tensor in tensors.items() if name.startswith(_NETWORKS)})
-    folder = _configs(config)
-    index = checked_index(folder, config)
-    if index.pipeline not in TEXT_TO_IMAGE:
-        raise SlimdpmError(f"{config} is a {index.pipeline}; single files are read as {', '.join(TEXT_TO_IMAGE)}")
-    with atomic_folder(output) as written:
-        copy = written / "original"
-        _copy_documents(folder, index, copy)
-        pipeline = _load(checkpoint, tensors, config, copy, pipeline_class(index.pipeline))
-        shutil.rmtree(copy)
-        pipeline.save_pretrained(written, safe_serialization=True)
-    return pipeline
+    with claim_new(output):
+        tensors = read_tensors(checkpoint)
+        if not any(name.startswith("model.diffusion_model.") for name in tensors):
+            raise SlimdpmError(f"{checkpoint} is no single file of Stable Diffusion: it has no model.diffusion_model")
+        check_weights(checkpoint, {name: tensor for name, tensor in tensors.items() if name.startswith(_NETWORKS)})
+        folder = _configs(config)
+        index = checked_index(folder, config)
+        if index.pipeline not in TEXT_TO_IMAGE:
+            raise SlimdpmError(f"{config} is a {index.pipeline}; single files are read as {', '.join(TEXT_TO_IMAGE)}")
+        with atomic_folder(output) as written:
+            copy = written / "original"
+            _copy_documents(folder, index, copy)
+            pipeline = _load(checkpoint, tensors, config, copy, pipeline_class(index.pipeline))
+            shutil.rmtree(copy)
+            pipeline.save_pretrained(written, safe_serialization=True)
+        return pipeline
 
 
 def _configs(config: str) -> Path:

@@ -250,9 +250,19 @@ def locate(source: str | Path, holds: str = "model_index.json") -> Path:
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise SlimdpmError(f"{source} does not exist")
     try:
-        return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
+        return _downloaded(str(source))
     except Exception as error:  # the hub's client raises many kinds; each means that it is not to be had
         raise SlimdpmError(f"{source} is no folder here, and the hub has not given it: {first_line(error)}") from None
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The local copy of a repository, which may have its weights in half precision alone."""
+    try:
+        return Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
+    except OSError as error:
+        if "necessary `safetensors` weights" not in str(error):
+            raise
+        return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, variant="fp16"))
 
 
 def read_config(file: Path, kind: Any = None) -> dict[str, Any]:

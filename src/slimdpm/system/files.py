@@ -74,6 +74,16 @@ def check_new(path: Path) -> None:
             raise SlimdpmError(f"{path} exists already: give another folder or remove it")
 
 
+def check_writable(file: Path) -> None:
+    """Raise `SlimdpmError` if a file could not be written, or replaced; its folder is there afterwards."""
+    if file.is_dir():
+        raise SlimdpmError(f"{file} is a folder; give a file")
+    with explained(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _temporary(file).touch()
+        _temporary(file).unlink()
+
+
 def remove_leftovers(folder: Path, name: str = "*", *, locked: bool = False) -> None:
     """Remove what killed processes left half-written in a folder.
 

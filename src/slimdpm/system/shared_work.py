@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import explained
+from slimdpm.system.files import check_new, explained
 
 Piece = TypeVar("Piece")
 
@@ -26,6 +27,29 @@ def claim(folder: Path) -> AcquireReturnProxy:
             return FileLock(folder / ".lock").acquire(timeout=0)
         except Timeout:
             raise SlimdpmError(f"another process is working in {folder}") from None
+
+
+@contextmanager
+def claim_new(folder: Path) -> Iterator[None]:
+    """Hold the name of a folder that does not exist yet against other processes, until the context ends.
+
+    Raises:
+        SlimdpmError: if it exists, another process holds it, or it cannot be made.
+    """
+    check_new(folder)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SlimdpmError(f"another process is writing {folder}") from None
+    try:
+        check_new(folder)  # again: another process may have been faster
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_folder(folder: Path, what: str, *signs: str) -> None:
