@@ -206,7 +206,7 @@ def life(kind: str, number: int, work: Path, whole: dict, seconds: float, rng: r
         log.unlink(missing_ok=True)
         child, delay = Child(command(kind, work, folder), log, processes), rng.uniform(0, 0.9 * seconds)
         if child.wait(delay):
-            if any(child.codes.values()) and not (kind == "import" and "exists already" in child.output):
+            if any(child.codes.values()):
                 faults.append(f"a resumed run failed: {child.output[-500:]}")
                 break
             shutil.rmtree(folder, ignore_errors=True)  # it was quicker: once more from the start
@@ -224,26 +224,31 @@ def life(kind: str, number: int, work: Path, whole: dict, seconds: float, rng: r
         allowed = {0, -9, 1, 2} if number == signal.SIGKILL else {0, 128 + number, -number}
         if number == signal.SIGKILL and processes == 1:
             allowed = {0, -9}
-        if kind == "import" and "exists already" in child.output:
-            allowed = {2}
         if not set(child.codes.values()) <= allowed:
             faults.append(f"exit codes {sorted(child.codes.values())} after signal {number}: {child.output[-500:]}")
         faults += [f"torn: {name}" for name in torn(folder)] if folder.exists() else []
         if "Traceback" in child.output or "Exception ignored" in child.output:
             faults.append(f"traceback after signal {number} at {delay:.2f} s: {child.output[-1500:]}")
+        if kind == "import" and folder.exists():  # what is whole is not imported again
+            faults += differences(kind, folder, whole)
+            shutil.rmtree(folder)
     log.unlink(missing_ok=True)
     child = Child(command(kind, work, folder), log, processes)
     ended = child.wait(600)
-    complete = kind == "import" and "exists already" in child.output  # what is whole is not imported again
-    if not ended or (any(child.codes.values()) and not complete):
+    if not ended or any(child.codes.values()):
         child.send(signal.SIGKILL, child.pids)
         child.wait(60)
         faults.append(f"the last run failed: {child.output[-800:]}")
     else:
-        made = content(kind, folder)
-        different = sorted(n for n in {*made, *whole} if made.get(n) != whole.get(n))
-        faults += [f"differs from the whole run: {different[:5]}"] if different else []
+        faults += differences(kind, folder, whole)
     return {"kind": kind, "signal": signal.Signals(number).name, "hits": hits, "at": delays, "faults": faults}
+
+
+def differences(kind: str, folder: Path, whole: dict) -> list[str]:
+    """A fault, if a folder is not what the whole run left."""
+    made = content(kind, folder)
+    different = sorted(n for n in {*made, *whole} if made.get(n) != whole.get(n))
+    return [f"differs from the whole run: {different[:5]}"] if different else []
 
 
 def left_of(lives: list[dict], kind: str, group: str, options: argparse.Namespace) -> int:

@@ -64,6 +64,8 @@ def fault(case: Case, outcome: Outcome) -> str | None:
         return f"traceback: code {outcome.code}: {errors[-1] if errors else ''}"
     if outcome.code == 0 and outcome.err:
         return f"message: on stderr of a success: {outcome.err[:300]!r}"
+    if outcome.code == 2 and not errors and outcome.out.lstrip().startswith("Usage:"):
+        return None  # no command is named: the help says which there are
     if outcome.code == 2:
         if len(errors) != 1:
             return f"message: {len(errors)} lines on stderr: {outcome.err[:600]!r}"
