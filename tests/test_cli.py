@@ -68,6 +68,24 @@ def test_profile_prints_the_papers_figures():
     assert values["ldm4-spectral"]["ratio"] == pytest.approx(14.357, abs=0.001)
 
 
+def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tmp_path):
+    UNet2DModel(**TINY).save_config(tmp_path)
+    words = ["profile", tmp_path, "--ratio", "2,4", "--time", "--batch", "1,2", "--rounds", "2", "--layers", "--json"]
+    values = json.loads(invoke(*words))
+    teacher, half, quarter = values.values()
+    assert [*values] == [str(tmp_path), "÷ 2", "÷ 4"]
+    assert teacher["megabytes"] == teacher["params"] * 4 / 1e6 and teacher["macs"] >= 2 * half["macs"]
+    assert teacher["macs"] >= 4 * quarter["macs"] and half["macs"] > quarter["macs"]
+    for about in values.values():
+        assert [*about["seconds"]] == ["1", "2"] and about["layer_seconds"].keys() >= {"convolution", "rest"}
+        assert all(0 < s["low"] <= s["median"] <= s["high"] for s in about["seconds"].values())
+        assert min(about["layer_seconds"].values()) >= 0
+    said = invoke("profile", tmp_path, "--ratio", "2", "--time", "--batch", "1", "--rounds", "1")
+    assert "ms, batch 1" in said and "student of" in said and "measured on: CPU, 1 threads" in said
+    with pytest.raises(SlimdpmError, match="--ratio 2,x: give numbers from 1 on"):
+        invoke("profile", tmp_path, "--ratio", "2,x")
+
+
 @pytest.mark.parametrize("command", [[], ["slim"], ["train"], ["sample"], ["profile"], ["demo"]])
 def test_help_teaches(command):
     out = invoke(*command, "--help")

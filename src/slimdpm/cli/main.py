@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from slimdpm.cli import measure, originals, runs
+from slimdpm.cli import measure, originals, profile, runs
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.stop_signals import Stopped, interruptible
 from slimdpm.system.text import one_line
@@ -46,7 +46,7 @@ def _quiet(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (runs.slim, runs.train, runs.sample, runs.profile):
+for command in (runs.slim, runs.train, runs.sample, profile.profile):
     app.command()(_quiet(command))
 app.command("import")(_quiet(originals.import_))
 app.command()(_quiet(measure.evaluate))

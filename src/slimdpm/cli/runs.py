@@ -1,4 +1,4 @@
-"""The commands of a run and of its results: slim, train, sample, profile, demo. `slimdpm.cli.main` registers them."""
+"""The commands of a run and of its results: slim, train, sample, demo. `slimdpm.cli.main` registers them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from slimdpm.cli.measure import size_option
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.progress import Display, figures_table
+from slimdpm.system.progress import Display
 from slimdpm.system.text import one_line
 
 console = Console()
@@ -187,52 +187,6 @@ def sample(
         device=device,
         display=Display(console),
     )
-
-
-def profile(
-    models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
-    against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
-    size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Parameters and MACs of networks, counted without allocating them. Without MODELS: all presets.
-
-    MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
-    adds the products inside attention.
-
-        slimdpm profile ldm4-spectral ldm4-lite --against ldm4
-    """
-    from slimdpm.method.cost import measure
-    from slimdpm.method.presets import PRESETS, find_network
-
-    networks = [find_network(name) for name in models or PRESETS]
-    costs = {n.name: measure(n.config, size=size, tokens=n.tokens) for n in networks}
-    reference = None
-    if against is not None:
-        network = find_network(against)
-        reference = measure(network.config, size=size, tokens=network.tokens)
-    if as_json:
-        values = {name: vars(cost) for name, cost in costs.items()}
-        if reference is not None:
-            for name, cost in costs.items():
-                values[name]["ratio"] = reference.macs / cost.macs
-        print(json.dumps(values, indent=2))
-        return
-    headings = [
-        "network",
-        "parameters",
-        "MACs conv+linear",
-        "MACs all",
-        *([f"{against} ÷ it"] if reference else []),
-        "",
-    ]
-    rows = []
-    for network in networks:
-        cost = costs[network.name]
-        ratio = [f"{reference.macs / cost.macs:.2f}"] if reference else []
-        numbers = [f"{cost.params / 1e6:.2f} M", f"{cost.macs / 1e9:.3f} G", f"{cost.macs_all / 1e9:.3f} G"]
-        rows.append([network.name, *numbers, *ratio, network.note])
-    console.print(figures_table(headings, rows, texts=(0, len(headings) - 1)))
 
 
 def demo(

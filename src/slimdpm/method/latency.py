@@ -1,39 +1,153 @@
-"""What a network takes in seconds."""
+"""What a network takes in seconds, and which of its layers take them. Random weights tell as much as trained ones."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
-from slimdpm.method.networks import example_inputs
+from slimdpm.method.networks import build, example_inputs
+from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Of a layer in several kinds the outermost counts: a convolution inside a resampler is resampling.
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "resampling": (Downsample2D, Upsample2D, WaveletGatingDown, WaveletGatingUp),
+    "attention": (Attention,),
+    "convolution": (nn.Conv2d,),
+    "norm": (nn.GroupNorm, nn.LayerNorm),
+    "linear": (nn.Linear,),
+}
 
 
-def latencies(networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1) -> dict[str, float]:
-    """Seconds of one forward pass of each network: the median over the rounds.
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one call: the median over the rounds, and the quartiles around it."""
 
-    The networks take turns, so that whatever else the machine does falls on all of them alike: the ratios are what
-    counts.
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [*seconds] * 3
+        return cls(median, low, high)
+
+
+def timings(calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 20) -> dict[str, Latency]:
+    """Seconds of each call.
+
+    They take turns, so that whatever else the machine does falls on all of them alike: the ratios are what counts.
 
     Args:
-        networks: U-Nets by name, on their device.
-        rounds: passes of each, after one that is not counted.
-        batch: of the input.
+        calls: by name.
+        device: that is waited for.
+        rounds: of each, after one that is not counted.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for turn in range(rounds + 1):
-            for name, network in networks.items():
-                device = next(network.parameters()).device
-                inputs = example_inputs(network.config, batch=batch, device=str(device))
-                synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-                synchronize()
+            for name, call in calls.items():
+                wait()
                 start = time.perf_counter()
-                network(**inputs)
-                synchronize()
+                call()
+                wait()
                 if turn:
                     seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: Latency.of(values) for name, values in seconds.items()}
+
+
+def latencies(networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1, tokens: int = 77) -> dict[str, float]:
+    """Median seconds of one forward pass of each network, see `timings`.
+
+    Args:
+        networks: U-Nets by name, on one device.
+        rounds: passes of each, after one that is not counted.
+        batch: of the input.
+        tokens: length of the conditioning sequence of a cross-attention U-Net.
+    """
+    device = next(next(iter(networks.values())).parameters()).device
+    calls = {name: _call(network, batch, tokens, device) for name, network in networks.items()}
+    return {name: found.median for name, found in timings(calls, device, rounds=rounds).items()}
+
+
+def best_latencies(
+    networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1, tokens: Mapping[str, int] | None = None
+) -> dict[str, tuple[Latency, str]]:
+    """Of one forward pass of each network in the memory format in which it is faster, and which one that is.
+
+    The arguments are those of `latencies`, `tokens` by the network's name.
+    """
+    device = next(next(iter(networks.values())).parameters()).device
+    found: dict[str, tuple[Latency, str]] = {}
+    for layout, form in FORMATS.items():
+        calls = {
+            name: _call(network.to(memory_format=form), batch, (tokens or {}).get(name, 77), device, form)
+            for name, network in networks.items()
+        }
+        for name, latency in timings(calls, device, rounds=rounds).items():
+            if name not in found or latency.median < found[name][0].median:
+                found[name] = latency, layout
+    return found
+
+
+def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int = 77) -> dict[str, float]:
+    """Mean seconds of a forward pass by kind of layer, see `KINDS`; ``"rest"`` is what lies between them."""
+    device = next(network.parameters()).device
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    spent: dict[str, float] = defaultdict(float)
+    inside: list[tuple[Any, float]] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        if not inside:
+            wait()
+            inside.append((module, time.perf_counter()))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if inside[0][0] is module:
+            wait()
+            kind = next(kind for kind, classes in KINDS.items() if isinstance(module, classes))
+            spent[kind] += time.perf_counter() - inside.pop()[1]
+
+    with ExitStack() as hooks, torch.inference_mode():
+        call = _call(network, batch, tokens, device)
+        call()  # not counted
+        layers = [m for m in network.modules() if isinstance(m, sum(KINDS.values(), ()))]
+        for module in layers:
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            call()
+        wait()
+        whole = time.perf_counter() - start
+    return {kind: spent[kind] / rounds for kind in KINDS} | {"rest": (whole - sum(spent.values())) / rounds}
+
+
+def random_network(config: Mapping[str, Any], device: torch.device) -> Any:
+    """A network of this config to be timed: quickly made, with weights of no meaning and no extreme size."""
+    with torch.device("meta"):
+        network = build(config)
+    network = network.to_empty(device=device).eval()
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.02) if parameter.ndim > 1 else parameter.data.fill_(1)
+    return network
+
+
+def _call(
+    network: Any, batch: int, tokens: int, device: torch.device, layout: torch.memory_format = torch.contiguous_format
+) -> Callable[[], object]:
+    inputs = example_inputs(network.config, batch=batch, tokens=tokens, device=str(device))
+    inputs["sample"] = inputs["sample"].to(memory_format=layout)
+    return lambda: network(**inputs)

@@ -1,0 +1,149 @@
+"""The command that says what networks cost: parameters, megabytes, MACs and milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from slimdpm.cli.measure import size_option
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.progress import Display, figures_table
+
+console = Console()
+_FLOAT = 4  # bytes of a weight on the disk
+
+
+def profile(
+    models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
+    against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="Add the students of these ratios of the first network, for example 4,8,12,18.")
+    ] = None,
+    size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
+    time: Annotated[bool, typer.Option("--time", help="Measure milliseconds on this machine.")] = False,
+    batch: Annotated[str, typer.Option(help="Of --time: batch sizes.")] = "1,8",
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of --time: calls of each network.")] = 20,
+    layers: Annotated[bool, typer.Option("--layers", help="Milliseconds by kind of layer, batch 1.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What networks cost, by their configs alone: no weights are read. Without MODELS: all presets.
+
+    MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
+    adds the products inside attention. MB are of the weights in single precision. With --time random weights are made
+    and the networks take turns, each in the memory format in which it is faster; the figure is the median, with the
+    quartiles in --json.
+
+        slimdpm profile ldm4-spectral ldm4-lite --against ldm4
+
+        slimdpm profile path/to/pipeline --ratio 4,8,12,18 --time
+    """
+    from slimdpm.method.presets import PRESETS, find_network
+
+    networks = [find_network(name) for name in models or PRESETS]
+    networks += _students(networks[0], _numbers(ratio or "", "--ratio", float), size)
+    if size is not None:
+        networks = [replace(network, config={**network.config, "sample_size": size}) for network in networks]
+    values = _costs(networks, find_network(against) if against else None, size)
+    machine = None
+    if time or layers:
+        batches = _numbers(batch, "--batch", int) if time else []
+        machine = _time(values, networks, batches, rounds, layers, device, silent=as_json)
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    first = next(iter(values.values()))
+    headings = ["network", "parameters", "MB", "MACs conv+linear", "MACs all"]
+    headings += [f"{against} ÷ it"] if against else []
+    headings += [f"ms, batch {n}" for n in first.get("seconds", ())]
+    rows = [[network.name, *_cells(values[network.name]), network.note] for network in networks]
+    console.print(figures_table([*headings, ""], rows, texts=(0, len(headings))))
+    if layers:
+        kinds = list(first["layer_seconds"])
+        split = [[name, *(f"{about['layer_seconds'][k] * 1e3:.1f}" for k in kinds)] for name, about in values.items()]
+        console.print()
+        console.print(figures_table(["ms by kind of layer", *kinds], split))
+    if machine:
+        console.print(f"measured on: {machine}; median of {rounds} calls that take turns", highlight=False)
+
+
+def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[str, Any]]:
+    """What can be counted of each of these `Preset`, by its name."""
+    from slimdpm.method.cost import measure
+
+    costs = {network.name: measure(network.config, tokens=network.tokens) for network in networks}
+    values = {name: {**vars(cost), "megabytes": cost.params * _FLOAT / 1e6} for name, cost in costs.items()}
+    if against is not None:
+        reference = measure(against.config, size=size, tokens=against.tokens)
+        for name, cost in costs.items():
+            values[name]["ratio"] = reference.macs / cost.macs
+    return values
+
+
+def _students(teacher: Any, ratios: Sequence[float], size: Any) -> list[Any]:
+    """The students that ``slimdpm slim`` would make of a network."""
+    from slimdpm.method.inherit import MIXING
+    from slimdpm.method.slimming import Budget, plan_student
+
+    config = teacher.config if size is None else {**teacher.config, "sample_size": size}
+    plans = {
+        ratio: plan_student(config, Budget(ratio=ratio), overrides=MIXING, tokens=teacher.tokens) for ratio in ratios
+    }
+    return [
+        replace(teacher, name=f"÷ {ratio:g}", config=plan.config, note=f"student of {teacher.name}")
+        for ratio, plan in plans.items()
+    ]
+
+
+def _time(
+    values: dict[str, dict[str, Any]],
+    networks: Sequence[Any],
+    batches: Sequence[int],
+    rounds: int,
+    layers: bool,
+    device: str | None,
+    *,
+    silent: bool,
+) -> str:
+    """Put seconds beside the costs. Returns on what they were measured."""
+    from slimdpm.method.latency import best_latencies, layer_seconds, random_network
+    from slimdpm.system.machine import machine_facts
+    from slimdpm.system.processes import pick_device
+
+    place = pick_device(device)
+    built = {network.name: random_network(network.config, place) for network in networks}
+    tokens = {network.name: network.tokens for network in networks}
+    work = len(batches) + (len(built) if layers else 0)
+    with Display(None if silent else Console(stderr=True)).task("measuring", work, unit="passes") as task:
+        for size in batches:
+            found = best_latencies(built, rounds=rounds, batch=size, tokens=tokens)
+            for name, (latency, layout) in found.items():
+                values[name].setdefault("seconds", {})[size] = {**vars(latency), "memory_format": layout}
+            task.advance()
+        for name, network in built.items() if layers else ():
+            values[name]["layer_seconds"] = layer_seconds(network, rounds=rounds, tokens=tokens[name])
+            task.advance()
+    return machine_facts()["device"] if place.type != "mps" else "Apple GPU"
+
+
+def _cells(about: Mapping[str, Any]) -> list[str]:
+    macs = [f"{about[kind] / 1e9:.3f} G" for kind in ("macs", "macs_all")]
+    ratio = [f"{about['ratio']:.2f}"] if "ratio" in about else []
+    seconds = [f"{latency['median'] * 1e3:.1f}" for latency in about.get("seconds", {}).values()]
+    return [f"{about['params'] / 1e6:.2f} M", f"{about['megabytes']:.1f}", *macs, *ratio, *seconds]
+
+
+def _numbers(text: str, option: str, kind: Any) -> list[Any]:
+    """Those in a list with commas."""
+    try:
+        numbers = [kind(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = [0]
+    if not all(1 <= number <= 4096 for number in numbers):
+        raise SlimdpmError(f"{option} {text}: give numbers from 1 on, with commas between them")
+    return numbers
