@@ -60,7 +60,7 @@ OPTIONS = {
         "--batch-size",
         "--device",
     ],
-    "profile": ["--against", "--size", "--json"],
+    "profile": ["--against", "--size", "--ratio", "--batch", "--json"],
     "import": ["--config", "--ema", "--no-ema"],
     "evaluate": [
         "--against",
