@@ -50,3 +50,9 @@ def class_folder(tmp_path_factory):
         small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         small.resize((16, 16), Image.Resampling.BICUBIC).save(folder / CLASSES[i % 3] / f"{i}.png")
     return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports without drawings, which take longer than a short run: for tests that look at something else."""
+    monkeypatch.setattr("slimdpm.report.figures.svg_of", lambda figure: "<svg></svg>")

@@ -1,6 +1,8 @@
 """The ablation: runs side by side are the runs alone, pieces resume, and the tables count right."""
 
+import copy
 import json
+import shutil
 import time
 
 import numpy as np
@@ -50,27 +52,32 @@ def variants(teacher_folder, image_folder, **more):
     }
 
 
-def test_runs_side_by_side_are_the_runs_alone_bit_for_bit(teacher_folder, image_folder, tmp_path):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, teacher_folder, image_folder):
+    """The folder of all variants, trained side by side."""
+    folder = tmp_path_factory.mktemp("together")
     jobs = variants(teacher_folder, image_folder)
-    train_together(jobs, {name: tmp_path / name for name in jobs})
+    train_together(jobs, {name: folder / name for name in jobs})
+    return folder
+
+
+def test_runs_side_by_side_are_the_runs_alone_bit_for_bit(together, teacher_folder, image_folder, tmp_path):
     for name, alone in variants(teacher_folder, image_folder).items():
         run_job(alone, tmp_path / f"{name}-alone", report=False)
-        ours, theirs = weights(tmp_path / name), weights(tmp_path / f"{name}-alone")
+        ours, theirs = weights(together / name), weights(tmp_path / f"{name}-alone")
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
-def test_a_run_that_is_behind_catches_up(teacher_folder, image_folder, tmp_path):
+def test_a_run_that_is_behind_catches_up(together, teacher_folder, image_folder, tmp_path):
     """As after a kill between the checkpoints of two runs: one has half of its steps, the other none."""
-    whole = variants(teacher_folder, image_folder)
-    train_together(whole, {name: tmp_path / name for name in whole})
     constant = {"train__schedule": "constant"}  # with it fewer steps are a part of more
     half = {"features": job(teacher_folder, image_folder, distill__pairs="auto", train__steps=2, **constant)}
     train_together(half, {"features": tmp_path / "late"})
     jobs = {k: v for k, v in variants(teacher_folder, image_folder, **constant).items() if k in ("features", "some")}
     train_together(jobs, {"features": tmp_path / "late", "some": tmp_path / "late-some"})
     for name, folder in (("features", "late"), ("some", "late-some")):
-        ours, theirs = weights(tmp_path / folder), weights(tmp_path / name)
+        ours, theirs = weights(tmp_path / folder), weights(together / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
@@ -126,9 +133,9 @@ TINY_SIZE = Size(
 )  # fmt: skip
 
 
-@pytest.fixture
-def tiny(monkeypatch, tmp_path):
-    """The experiment with a teacher of seconds, three cells and features that need no network."""
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The experiment with a teacher of seconds, three cells and features that need no network: its images."""
     from ablation import measure
 
     from slimdpm.metrics.extractors import Extractor
@@ -139,26 +146,36 @@ def tiny(monkeypatch, tmp_path):
         Cell("alpha 0", "omega", "flat", settings={"distill.alpha": 0.0}),
     ]
     mean = Extractor("mean", "mean", lambda x: (x.mean(dim=(2, 3)), None), torch.device("cpu"))
-    monkeypatch.setattr(measure, "load_extractor", lambda name: mean)
-    monkeypatch.setitem(SIZES, "tiny", TINY_SIZE)
-    monkeypatch.setattr(run, "cells_of", lambda size: cells)
     rng = np.random.default_rng(0)
     names = np.array([f"{part}/{i}.jpg" for part, n in (("train", 40), ("test", 24)) for i in range(n)])
-    np.savez(tmp_path / "photos.npz", images=rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), names=names)
-    return tmp_path / "photos.npz"
+    file = tmp_path_factory.mktemp("tiny") / "photos.npz"
+    np.savez(file, images=rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), names=names)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measure, "load_extractor", lambda name: mean)
+        patched.setattr("slimdpm.report.figures.svg_of", lambda figure: "<svg></svg>")
+        patched.setitem(SIZES, "tiny", TINY_SIZE)
+        patched.setattr(run, "cells_of", lambda size: cells)
+        yield str(file)
 
 
-def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, tmp_path):
-    first = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0, 1)).run()
+@pytest.fixture(scope="module")
+def ablation(tiny, tmp_path_factory):
+    """The results of the whole experiment, and its folder."""
+    folder = tmp_path_factory.mktemp("ablation") / "a"
+    return Ablation("tiny", tiny, folder, seeds=(0, 1)).run(), folder
+
+
+def test_the_whole_ablation_resumes_and_repeats_its_numbers(tiny, ablation):
+    first, folder = ablation
     assert first["facts"]["images"] == {"train": 36, "tune": 4, "evaluation": 24}
     assert {name: sorted(cell["seeds"]) for name, cell in first["cells"].items()} == {
         "lite": ["0", "1"], "spectral": ["0", "1"], "alpha 0": ["0", "1"],
     }  # fmt: skip
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "students").rglob("*.safetensors")}
-    one = tmp_path / "a" / "results" / "alpha_0-1.json"
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "students").rglob("*.safetensors")}
+    one = folder / "results" / "alpha_0-1.json"
     known = json.loads(one.read_text())
     one.unlink()
-    assert Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0, 1)).run() == first
+    assert Ablation("tiny", tiny, folder, seeds=(0, 1)).run() == first
     assert json.loads(one.read_text()) == known
     unchanged = {p for p, stamp in stamps.items() if p.stat().st_mtime_ns == stamp}
     assert unchanged >= {p for p in stamps if "alpha_0-1" not in str(p)}
@@ -186,29 +203,29 @@ def test_each_choice_is_made_with_the_winners_of_the_ones_before():
     assert choices.losses(spectral)["distill.lambda_freq"] == 0.5
 
 
-def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, tmp_path):
-    first = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0,)).run()
-    kept = tmp_path / "a" / "teacher-bf16"
+def test_a_kept_teacher_and_known_results_leave_only_what_is_missing(tiny, ablation, tmp_path):
+    first, folder = copy.deepcopy(ablation[0]), ablation[1]
+    kept = folder / "teacher-bf16"
     assert all(file.stat().st_size <= 1_900_000 for file in kept.rglob("*.safetensors"))
-    assert str(tmp_path) not in "".join(file.read_text() for file in kept.rglob("*.json"))
-    whole = load_pipeline(tmp_path / "a" / "teacher").unet.state_dict()
+    assert str(folder) not in "".join(file.read_text() for file in kept.rglob("*.json"))
+    whole = load_pipeline(folder / "teacher").unet.state_dict()
     for name, tensor in load_pipeline(kept).unet.state_dict().items():
         assert torch.equal(tensor, whole[name].bfloat16().float())
     del first["cells"]["spectral"]
     (tmp_path / "known.json").write_text(json.dumps(first))
-    again = Ablation("tiny", str(tiny), tmp_path / "b", seeds=(0,), teacher=kept)
+    again = Ablation("tiny", tiny, tmp_path / "b", seeds=(0, 1), teacher=kept)
     again.take(tmp_path / "known.json")
     second = again.run()
     assert second["cells"]["lite"] == first["cells"]["lite"] and second["teacher"] == first["teacher"]
     made = {path.name for path in (tmp_path / "b" / "students").iterdir()}
-    assert made == {"spectral-0"} and not (tmp_path / "b" / "teacher").exists()
+    assert made == {"spectral-0", "spectral-1"} and not (tmp_path / "b" / "teacher").exists()
     first["teacher"]["fingerprint"] = "another"
     (tmp_path / "known.json").write_text(json.dumps(first))
     with pytest.raises(SlimdpmError, match="is of another teacher"):
         again.take(tmp_path / "known.json")
 
 
-def test_an_idea_changes_its_own_student_alone(teacher_folder, image_folder, tmp_path):
+def test_an_idea_changes_its_own_student_alone(together, teacher_folder, image_folder, tmp_path):
     """The loss of one is doubled, and the network of the other: its neighbours are what they are alone."""
 
     def doubled(trainer):
@@ -219,9 +236,8 @@ def test_an_idea_changes_its_own_student_alone(teacher_folder, image_folder, tmp
     ideas = {"outputs": Idea(trainer=doubled), "some": Idea(network=seen.append)}
     jobs = variants(teacher_folder, image_folder)
     pipelines = train_together(jobs, {name: tmp_path / name for name in jobs}, ideas=ideas)
-    train_together(variants(teacher_folder, image_folder), {name: tmp_path / f"{name}-bare" for name in jobs})
     for name in jobs:
-        ours, bare = weights(tmp_path / name), weights(tmp_path / f"{name}-bare")
+        ours, bare = weights(tmp_path / name), weights(together / name)
         assert all(torch.equal(ours[key], bare[key]) for key in ours) == (name != "outputs"), name
     assert len(seen) == 2 and seen[0] is not seen[1] and seen[1] is pipelines["some"].unet
 
@@ -328,12 +344,13 @@ def test_a_change_is_beside_the_student_that_it_changes_with_the_same_seed():
     assert line[held_out] == "1.000 (1.000 to 1.000)"  # 0.5 and 1.5
 
 
-def test_a_cell_that_repeats_another_is_not_run(tiny, tmp_path):
+def test_a_cell_that_repeats_another_is_not_run(tiny, ablation, tmp_path):
     """As λ = 2 does where the tuning chose it."""
     again = Cell("again", "core", "the baseline once more", "lite", distilled=False)
     changed = Cell("changed", "core", "with an idea", "lite", distilled=False, idea=Idea(trainer=lambda trainer: None))
-    results = Ablation("tiny", str(tiny), tmp_path / "a", seeds=(0,), more=[again, changed]).run(["core"])
-    assert list(results["cells"]) == ["lite", "spectral", "changed"]
+    folder = shutil.copytree(ablation[1], tmp_path / "a")
+    results = Ablation("tiny", tiny, folder, seeds=(0,), more=[again, changed]).run(["core"])
+    assert list(results["cells"]) == ["lite", "spectral", "alpha 0", "changed"]
 
 
 def test_the_pictures_are_drawn(tmp_path):

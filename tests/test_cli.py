@@ -18,6 +18,8 @@ from slimdpm import SlimdpmError
 from slimdpm.cli import main
 from slimdpm.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
 
 

@@ -34,6 +34,8 @@ from slimdpm.training.dry_run import forecast
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 pytest.importorskip("transformers")
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=2", "data.flip=true"]
