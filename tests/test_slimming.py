@@ -7,10 +7,11 @@ import torch
 from helpers import TINY, TINY_RESNET
 from torch import nn
 
-from slimdpm.method.cost import measure, measure_model
+from slimdpm.method.cost import WidthCounter, measure, measure_model
+from slimdpm.method.inherit import MIXING
 from slimdpm.method.networks import build
 from slimdpm.method.presets import PRESETS, find_network
-from slimdpm.method.slimming import Budget, plan_student
+from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.system.errors import SlimdpmError
 
 TEACHER = {**TINY, "block_out_channels": (64, 128), "norm_num_groups": 16, "_class_name": "UNet2DModel"}
@@ -203,3 +204,16 @@ def test_networks_are_found_by_preset_file_and_folder(tmp_path):
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(SlimdpmError, match="no config.json"):
         find_network(str(tmp_path / "text.json"))
+
+
+@pytest.mark.parametrize("options", [{}, MIXING, {"kind": "lite"}])
+@pytest.mark.parametrize("name", ["pixel-32", "ldm8-church", "ldm4-imagenet"])
+def test_other_widths_are_computed_as_they_are_counted(name, options):
+    preset = PRESETS[name]
+    overrides = {key: value for key, value in options.items() if key != "kind"}
+    base = student_base(preset.config, options.get("kind", "spectral"), overrides)
+    counter = WidthCounter(size=16, tokens=preset.tokens)
+    levels = len(base["block_out_channels"])
+    for widths in ([32] * levels, [32 * (i + 1) for i in range(levels)], [96] + [64] * (levels - 1)):
+        config = {**base, "block_out_channels": widths, "norm_num_groups": 8, "attention_head_dim": 4}
+        assert counter.measure(config) == measure(config, size=16, tokens=preset.tokens)

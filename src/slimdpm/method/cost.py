@@ -8,16 +8,20 @@ MACs (multiply-accumulates) have two conventions, and every figure names its own
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.method.networks import build, call, example_inputs, once_per_config
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
+from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
 _CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
 
@@ -53,13 +57,67 @@ def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> 
         with torch.device("meta"):
             model = build(model.config)
     inputs = example_inputs(model.config, size=size, tokens=tokens, device="meta")
-    # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
-    complaint = f"the config of this {type(model).__name__} fits no forward pass"
-    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(model, inputs.pop("sample"), inputs.pop("timestep"), inputs)
-    flops = {str(op).rpartition(".")[2]: n for op, n in counter.get_flop_counts()["Global"].items()}
+    flops = _counted(model, inputs)["Global"]
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
         macs=sum(flops.get(op, 0) for op in _CONV_LINEAR) // 2,
         macs_all=sum(flops.values()) // 2,
     )
+
+
+def _counted(model: Any, inputs: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The FLOPs of a forward pass by layer (with those inside it; all are ``"Global"``) and operation."""
+    # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
+    complaint = f"the config of this {type(model).__name__} fits no forward pass"
+    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(model, inputs.pop("sample"), inputs.pop("timestep"), inputs)
+    counts = counter.get_flop_counts()
+    return {name: {str(op).rpartition(".")[2]: n for op, n in found.items()} for name, found in counts.items()}
+
+
+class WidthCounter:
+    """`measure` for many widths of one topology: one pass is counted, what other widths cost is computed from it.
+
+    The MACs of a convolution or linear layer are in proportion to its weights, those of attention's products and of
+    gated resampling to their channels; how often each is used depends on positions and tokens alone, which no width
+    changes. A layer that the pass has not seen (a shortcut between unequal widths) is cause for another pass.
+
+    Args:
+        size, tokens: see `measure`.
+    """
+
+    def __init__(self, *, size: Size | None = None, tokens: int = 77):
+        self.size, self.tokens = size, tokens
+        self._uses: dict[str, tuple[int, int]] = {}  # FLOPs for each weight or channel: of conv+linear, and of all
+
+    def measure(self, config: Mapping[str, Any]) -> Cost:
+        """The cost of this config."""
+        with torch.device("meta"):
+            model = build(config)
+        extents = {name: extent for name, module in model.named_modules() if (extent := _extent(module))}
+        if not extents.keys() <= self._uses.keys():
+            self._count(model, extents)
+        paper, everything = (
+            sum(self._uses[name][kind] * extent for name, extent in extents.items()) // 2 for kind in (0, 1)
+        )
+        return Cost(sum(p.numel() for p in model.parameters()), paper, everything)
+
+    def _count(self, model: Any, extents: Mapping[str, int]) -> None:
+        inputs = example_inputs(model.config, size=self.size, tokens=self.tokens, device="meta")
+        counts = _counted(model, inputs)
+        root = type(model).__name__
+        for name, extent in extents.items():
+            inside = [f"{root}.{other}" for other in extents if other.startswith(f"{name}.")]
+            own = Counter(counts.get(f"{root}.{name}", {}))
+            for other in inside:
+                own.subtract(counts.get(other, {}))
+            self._uses[name] = sum(own[op] for op in _CONV_LINEAR) // extent, sum(own.values()) // extent
+
+
+def _extent(module: Any) -> int:
+    """To what a layer's own MACs are in proportion, 0 if it has none."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        return module.weight.numel()
+    if isinstance(module, Attention):
+        return module.to_q.out_features
+    return module.channels if isinstance(module, (WaveletGatingDown, WaveletGatingUp)) else 0

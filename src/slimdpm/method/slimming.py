@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from slimdpm.method.cost import Cost, measure
+from slimdpm.method.cost import Cost, WidthCounter, measure
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 
@@ -92,12 +92,13 @@ def plan_student(
     teacher_cost = reference or measure(teacher, size=size, tokens=tokens)
     base = student_base(teacher, kind, overrides or {})
 
+    counter = WidthCounter(size=size, tokens=tokens)
     costs: dict[tuple[int, ...], Cost] = {}  # groups and heads change nothing in the count: only the widths do
 
     def cost_of(config: Mapping[str, Any]) -> Cost:
         key = tuple(config["block_out_channels"])
         if key not in costs:
-            costs[key] = measure(config, size=size, tokens=tokens)
+            costs[key] = counter.measure(config)
         return costs[key]
 
     if "block_out_channels" in (overrides or {}):
