@@ -212,8 +212,8 @@ def test_other_widths_are_computed_as_they_are_counted(name, options):
     preset = PRESETS[name]
     overrides = {key: value for key, value in options.items() if key != "kind"}
     base = student_base(preset.config, options.get("kind", "spectral"), overrides)
-    counter = WidthCounter(size=16, tokens=preset.tokens)
+    counter = WidthCounter(size=32, tokens=preset.tokens)
     levels = len(base["block_out_channels"])
     for widths in ([32] * levels, [32 * (i + 1) for i in range(levels)], [96] + [64] * (levels - 1)):
         config = {**base, "block_out_channels": widths, "norm_num_groups": 8, "attention_head_dim": 4}
-        assert counter.measure(config) == measure(config, size=16, tokens=preset.tokens)
+        assert counter.measure(config) == measure(config, size=32, tokens=preset.tokens)
