@@ -68,7 +68,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
     assert values["recipe"]["teacher"] == str(outline_folder) and len(values["feature_pairs"]) == 5
     for words in (
         f"teacher        {outline_folder}: UNet2DModel 16-32, {cost.params / 1e6:.2f} M parameters, ",
-        f"{cost.macs / 1e9:.3f} G MACs conv+linear, {cost.macs_all / 1e9:.3f} G all",
+        f"{cost.macs / 1e6:.1f} M MACs conv+linear, {cost.macs_all / 1e6:.1f} M all",
         f"{values['reference']['ratio']:.2f} times fewer MACs conv+linear",
         "feature pairs  down_blocks.0 (",
         f"12 images of {image_folder} as 16x16",

@@ -23,8 +23,9 @@ from slimdpm.recipe import Recipe
 from slimdpm.recipe_file import load_recipe
 from slimdpm.report.page import Entry, Report, write_report
 from slimdpm.run_folder import RunFolder
+from slimdpm.system import amounts
 from slimdpm.system.machine import machine_facts
-from slimdpm.system.progress import Display
+from slimdpm.system.progress import Display, figures_table
 from slimdpm.training.job import Job
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
@@ -105,20 +106,19 @@ def _measure(name: str, pipeline: DiffusionPipeline, cost: Cost, folder: Path, d
 
 def summary_table(entries: list[Entry]) -> Table:
     """The three networks side by side; errors are means over the noise levels."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("network", "parameters", "MACs", "teacher ÷ it", "error of ε", "in the upper half"):
-        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    for entry in entries:
-        assert entry.errors is not None
-        table.add_row(
+    headings = ["network", "parameters", "MACs", "teacher ÷ it", "error of ε", "in the upper half"]
+    rows = [
+        [
             entry.name,
-            f"{entry.cost.params / 1e6:.2f} M",
-            f"{entry.cost.macs / 1e6:.1f} M",
+            amounts.parameters(entry.cost.params),
+            amounts.macs(entry.cost.macs),
             f"{entries[0].cost.macs / entry.cost.macs:.2f}",
-            f"{np.mean(entry.errors.overall):.4f}",
-            f"{np.mean(entry.errors.upper):.4f}",
-        )
-    return table
+            *(f"{np.mean(values):.4f}" for values in (entry.errors.overall, entry.errors.upper)),
+        ]
+        for entry in entries
+        if entry.errors is not None
+    ]
+    return figures_table(headings, rows)
 
 
 def _report(job: Job, entries: list[Entry], folder: Path) -> Report:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from slimdpm.analysis.observation import BANDS, Observation
 from slimdpm.metrics.spectrum import PowerLaw, Spectrum
 from slimdpm.report.figures import colour, frequency_ticks
+from slimdpm.system import amounts
 
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D")
@@ -95,7 +96,7 @@ def sizes_figure(real: Spectrum, networks: Mapping[str, tuple[float, Spectrum]])
         every = max(1, len(ratio) // 8)
         marker = {"marker": _MARKERS[i % 4], "markevery": every, "markersize": 4}
         axes.loglog(real.frequency, ratio, color=colour(name, i), linestyle=_DASHES[i % 4], **marker)
-        ends.append((float(np.log10(ratio[-1])), f"{name}, {_macs(macs)}", colour(name, i)))
+        ends.append((float(np.log10(ratio[-1])), f"{name}, {amounts.macs(macs)}", colour(name, i)))
     axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
     _frequency_axis(axes, real.frequency)
     low, high = (np.log10(v) for v in axes.get_ylim())
@@ -173,7 +174,3 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
     return [float(v) for v in moved]
-
-
-def _macs(macs: float) -> str:
-    return f"{macs / 1e9:.1f} G" if macs >= 1e9 else f"{macs / 1e6:.0f} M"

@@ -13,6 +13,7 @@ from slimdpm.analysis import figures
 from slimdpm.analysis.observation import BANDS, Observation
 from slimdpm.analysis.wiener import appearance, reconstruction_power, wiener_gain
 from slimdpm.metrics.spectrum import Spectrum, fit_power_law
+from slimdpm.system import amounts
 
 _STILL = 0.02  # a gate that moves less than this hardly moves
 
@@ -126,7 +127,7 @@ def sizes_section(real: Spectrum, networks: Mapping[str, tuple[float, Spectrum]]
     top = real.frequency > 0.25
     ratios = {name: float(np.mean(s.power[top] / real.power[top])) for name, (_, s) in networks.items()}
     ordered = sorted(networks, key=lambda name: networks[name][0])
-    listed = ", ".join(f"{ratios[name]:.2f} ({name}, {networks[name][0] / 1e6:.0f} M MACs)" for name in ordered)
+    listed = ", ".join(f"{ratios[name]:.2f} ({name}, {amounts.macs(networks[name][0])} MACs)" for name in ordered)
     paragraphs = [
         f"Power of {count} samples of each network over that of real images, from the same noise ({sampler}). The "
         "dashed line is the real images' own: below it samples are too smooth at that frequency, above it too noisy.",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from slimdpm.system.amounts import parameters
 from slimdpm.system.progress import Display
 
 console = Console()
@@ -55,7 +56,7 @@ def import_(
 
 
 def _named(network: Any) -> str:
-    return f"{type(network).__name__} of {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+    return f"{type(network).__name__} of {parameters(sum(p.numel() for p in network.parameters()))} parameters"
 
 
 def _print(line: str) -> None:

@@ -18,6 +18,7 @@ from slimdpm.data.arrays import Arrays
 from slimdpm.data.images import pixels, square, upright
 from slimdpm.data.loader import Loader
 from slimdpm.data.sources import Source, content_of
+from slimdpm.system.amounts import storage
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.files import atomic_file, read_sealed, write_sealed
 from slimdpm.system.hashing import short
@@ -235,7 +236,5 @@ def _reserve(file: Path, shape: tuple[int, ...]) -> np.memmap:
         with file.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, handle.seek(0, os.SEEK_END))
     elif needed > free:
-        raise SlimdpmError(
-            f"the cache of squares needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free; set data.cache=false"
-        )
+        raise SlimdpmError(f"the squares need {storage(needed)}, {storage(free)} are free; set data.cache=false")
     return squares

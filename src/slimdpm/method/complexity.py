@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from slimdpm.method.cost import measure
 from slimdpm.method.presets import PRESETS, Preset
+from slimdpm.system import amounts
 
 # Task, and its presets: teacher, Lite, Spectral.
 TASKS = {
@@ -48,13 +49,13 @@ class Row:
         return [
             self.task,
             self.network,
-            f"{self.params / 1e6:.2f} M",
+            amounts.parameters(self.params),
             self._claim(self.paper_params, 1e6, "M"),
             difference(self.params, self.paper_params),
-            f"{self.macs / 1e9:.3f} G",
+            amounts.macs(self.macs),
             self._claim(self.paper_macs, 1e9, "G"),
             difference(self.macs, self.paper_macs),
-            f"{self.macs_all / 1e9:.3f} G",
+            amounts.macs(self.macs_all),
         ]
 
     def _claim(self, value: float | None, unit: float, letter: str) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimdpm.method.networks import build, call, example_inputs, once_per_config
+from slimdpm.system import amounts
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
@@ -33,6 +34,10 @@ class Cost:
     params: int
     macs: int  # conv+linear, the paper's convention
     macs_all: int  # with the products inside attention
+
+    def __str__(self) -> str:
+        macs, macs_all = amounts.macs(self.macs), amounts.macs(self.macs_all)
+        return f"{amounts.parameters(self.params)} parameters, {macs} MACs conv+linear, {macs_all} all"
 
 
 @once_per_config

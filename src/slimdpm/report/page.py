@@ -21,6 +21,7 @@ from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import DenoisingErrors
 from slimdpm.metrics.spectrum import radial_spectrum
 from slimdpm.report.figures import errors_figure, losses_figure, spectra_figure
+from slimdpm.system import amounts
 from slimdpm.system.documents import read_text
 from slimdpm.system.files import write_text
 
@@ -66,6 +67,7 @@ class Report:
 def template(name: str) -> Template:
     """A page's template."""
     environment = Environment(loader=PackageLoader("slimdpm.report"), autoescape=select_autoescape(["html", "j2"]))
+    environment.filters |= {"parameters": amounts.parameters, "macs": amounts.macs}
     return environment.get_template(name)
 
 

@@ -6,13 +6,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from slimdpm.system.amounts import duration
 from slimdpm.system.text import one_line
 
 LOG_SECONDS = 15.0  # between two lines of one task in a log
@@ -48,9 +48,9 @@ class Task:
     def _left(self, now: float) -> str:
         since, done = self.recent[0]
         if self.done >= self.total or self.done == done:
-            return f", {timedelta(seconds=round(now - self.started))} taken"
+            return f", {duration(now - self.started)} taken"
         seconds = (now - since) / (self.done - done) * (self.total - self.done)
-        return f", {timedelta(seconds=round(seconds))} left"
+        return f", {duration(seconds)} left"
 
 
 class Display:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slimdpm.system.amounts import storage
 from slimdpm.system.documents import regular
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import atomic_file, explained, remove_leftovers
@@ -147,10 +148,10 @@ class Store:
         needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise SlimdpmError(
-                f"{label}: {_size(needed)} are needed in {self.folder}, {_size(free)} are free; name another folder: "
+                f"{label}: {storage(needed)} are needed in {self.folder}, {storage(free)} are free; name another folder: "
                 "data.cache of a run, -o of an evaluation"
             )
-        display.say(f"{label}: {_size(needed)} will be kept in {self.folder}")
+        display.say(f"{label}: {storage(needed)} will be kept in {self.folder}")
 
     def _intact(self, shard: tuple[int, int], display: Display) -> bool:
         """Whether a shard is there and holds what was written; it may be one of a longer store."""
@@ -181,10 +182,6 @@ class Store:
         about = json.dumps({"notes": text, "digest": _digest(kept, text, shard[0])})
         with atomic_file(self.file(shard[0])) as temporary:
             save_file(kept, temporary, {_ABOUT: about})
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _digest(tensors: Mapping[str, Tensor], notes: str, first: int | None = None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from slimdpm.method.cost import Cost
+from slimdpm.system.amounts import storage
 from slimdpm.system.sizes import described
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.job import Job
@@ -105,8 +106,7 @@ def _cost(network: Mapping[str, Any]) -> str:
     channels = network.get("channels")
     widths = f" {'-'.join(str(c) for c in channels)}" if channels else ""
     name = f"{network['class']}{widths}, " if "class" in network else ""
-    macs = f"{network['macs'] / 1e9:.3f} G MACs conv+linear, {network['macs_all'] / 1e9:.3f} G all"
-    return f"{name}{network['params'] / 1e6:.2f} M parameters, {macs}"
+    return name + str(Cost(network["params"], network["macs"], network["macs_all"]))
 
 
 def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -132,15 +132,10 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _memory(memory: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    yield "memory", f"{_size(memory['total'])} on each device, estimated; workspaces of kernels come on top"
+    yield "memory", f"{storage(memory['total'])} on each device, estimated; workspaces of kernels come on top"
     for part, label in _MEMORY.items():
         if memory[part]:
-            yield "", f"{label:<24}{_size(memory[part]):>9}"
-
-
-def _size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+            yield "", f"{label:<24}{storage(memory[part]):>9}"
 
 
 def _rows(label: str, rows: list[str]) -> Iterator[tuple[str, str]]:

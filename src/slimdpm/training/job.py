@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from slimdpm.data.sources import Source
-from slimdpm.method.cost import Cost
 from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.features import FeaturePair
 from slimdpm.method.slimming import Plan
@@ -72,10 +71,10 @@ class Job:
         """What will run, in a few lines."""
         plan, recipe = self.plan, self.recipe
         widths = "-".join(str(c) for c in plan.config["block_out_channels"])
-        lines = [f"student: {plan.config['_class_name']}, channels {widths}, {cost_line(plan.cost)}"]
+        lines = [f"student: {plan.config['_class_name']}, channels {widths}, {plan.cost}"]
         if self.teacher is not None or plan.cost != plan.teacher_cost:
             name = self.teacher.name if self.teacher else recipe.teacher or recipe.student.base
-            lines.append(f"teacher: {name}, {cost_line(plan.teacher_cost)}: {plan.ratio:.2f} times the student's MACs")
+            lines.append(f"teacher: {name}, {plan.teacher_cost}: {plan.ratio:.2f} times the student's MACs")
         if self.origin is not None:
             lines.append("first weights: the teacher's most important channels")
         if self.teacher is not None:
@@ -91,7 +90,3 @@ class Job:
             reached = f"{train.steps / train.warmup_steps:.0%} of train.lr"
             lines.append(f"warning: train.warmup is {train.warmup} of {train.steps} steps: the rate ends at {reached}")
         return lines
-
-
-def cost_line(cost: Cost) -> str:
-    return f"{cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G MACs (conv+linear)"

@@ -10,6 +10,7 @@ from torch import Tensor
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, save_picture, zoom_for
 from slimdpm.report.page import _COLUMNS, Entry, Report, _readable, write_report
+from slimdpm.system.amounts import duration
 from slimdpm.system.devices import resident
 from slimdpm.system.documents import read_text
 from slimdpm.system.machine import machine_facts
@@ -35,7 +36,7 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
     chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
     facts = {
         "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
-        "training time": _duration(curve[-1]["seconds"]) if curve else "not logged",
+        "training time": duration(curve[-1]["seconds"]) if curve else "not logged",
         "seed": str(recipe.train.seed),
         "data": f"{recipe.data.described(len(images))} as {described(results.shell.image_size, '×')}",
         "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
@@ -59,9 +60,3 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
         analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
