@@ -242,7 +242,7 @@ UNET = "model.params.unet_config.params"
         (edited(f"{UNET}.in_channels", None), f"{UNET}.in_channels is missing"),
         (edited(f"{UNET}.in_channels", "three"), "in_channels: input should be a valid integer, got 'three'"),
         (edited(f"{UNET}.dims", 3), "dims: input should be 2, got 3"),
-        (edited(f"{UNET}.lora", 3), "lora is no setting that slimdpm can convert"),
+        (edited(f"{UNET}.lora", 3), f"unknown key {UNET}.lora; known here: image_size, in_channels"),
         (edited(f"{UNET}.num_heads", 4), "either num_heads or num_head_channels"),
         (edited(f"{UNET}.num_head_channels", 7), "heads do not divide its channels"),
         (edited(f"{UNET}.model_channels", 40), "model_channels is 40, and not a multiple"),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
-
 from slimdpm.recipe import Recipe
 from slimdpm.system.documents import parse_yaml, read_yaml
 from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.validation import validated
 
+_DATA = "the images, a folder, an .npz or .npy, hf:NAME, or teacher"
 # What may change between two runs in one folder: none of it alters the result of a step already taken.
 _FREE = re.compile(
     r"train\.(steps|checkpoint_every|keep|log_every|sample_every|trackers)|data\.(workers|cache)|samples\..*"
@@ -62,15 +58,7 @@ def validate(values: Mapping[str, Any]) -> Recipe:
     Raises:
         SlimdpmError: with one line about the first thing that is wrong.
     """
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems: dict[tuple[str, ...], list[Any]] = {}  # a union has one for each of its members
-        for problem in error.errors():
-            problems.setdefault(tuple(_place(problem["loc"])), []).append(problem)
-        place, first = next(iter(problems.items()))
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise SlimdpmError(f"recipe: {_describe(place, first)}{more}") from None
+    return validated(Recipe, values, "recipe", {"data": _DATA, "data.path": _DATA})
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -129,35 +117,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _place(loc: Sequence[str | int]) -> list[str]:
-    """Where a problem is: keys, and positions in lists, without pydantic's names for the members of a union."""
-    place: list[str] = []
-    section: Any = Recipe
-    for part in loc:
-        known = isinstance(section, type) and issubclass(section, BaseModel)
-        if known or isinstance(part, int):
-            place.append(str(part))
-        section = section.model_fields[part].annotation if known and part in section.model_fields else None
-    return place
-
-
-def _describe(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
-    """All of pydantic's errors about one key in one line."""
-    key, problem = ".".join(place), problems[0]
-    if problem["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for part in place[:-1]:
-            section = section.model_fields[part].annotation
-        close = difflib.get_close_matches(place[-1], section.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
-        return f"unknown key {key}; {hint}"
-    if problem["type"] == "missing":
-        hint = ": the images, a folder, an .npz or .npy, hf:NAME, or teacher" if key in ("data", "data.path") else ""
-        return f"{key} is missing{hint}"
-    messages = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in problems)
-    first, *others = messages
-    message = " or ".join([first[0].lower() + first[1:], *(other.removeprefix("Input should be ") for other in others)])
-    got = problem["input"]
-    return f"{key}: {message}" + ("" if isinstance(got, (dict, list)) else f", got {got!r}")

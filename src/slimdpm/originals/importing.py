@@ -9,19 +9,17 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from slimdpm.method.networks import build
 from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
 from slimdpm.originals.reading import read_tensors
-from slimdpm.originals.settings import LatentDiffusionParams, Scale, read_settings
+from slimdpm.originals.settings import LatentDiffusionParams, MeasuredScale, read_settings
 from slimdpm.originals.unet import unet_config, unet_sources
 from slimdpm.originals.weights import Weights
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
-from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import atomic_folder
 from slimdpm.system.shared_work import claim_new
+from slimdpm.system.validation import validated
 
 UNET = "model.diffusion_model."
 AVERAGES = "model_ema."
@@ -106,20 +104,14 @@ def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> P
     if settings.scale_by_std:  # measured on the first batch of training, so it lies among the weights
         measured = weights.take("scale_factor")
         if measured is not None:
-            parts.autoencoder.register_to_config(scaling_factor=_scale(measured, checkpoint))
+            scale = validated(MeasuredScale, {"scale_factor": measured.tolist()}, str(checkpoint))
+            parts.autoencoder.register_to_config(scaling_factor=scale.scale_factor)
     ddconfig = settings.first_stage_config.params.ddconfig
     weights.fill(parts.autoencoder, autoencoder_sources(ddconfig), "first_stage_model.")
     if parts.class_embedder is not None:
         weights.fill(parts.class_embedder, {"embedding": "embedding"}, "cond_stage_model.")
     weights.check(IGNORED if ema else (*IGNORED, AVERAGES), f"{checkpoint} does not belong to {config}")
     return replace(parts, ema=ema)
-
-
-def _scale(measured: Tensor, checkpoint: Path) -> float:
-    try:
-        return TypeAdapter(Scale).validate_python(measured.tolist())
-    except ValidationError as error:
-        raise SlimdpmError(f"{checkpoint}: scale_factor: {error.errors()[0]['msg']}") from None
 
 
 def outline(config: Path) -> Parts:

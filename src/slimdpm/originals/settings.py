@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from slimdpm.system.documents import read_yaml
 from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.validation import validated
 
 GROUPS = 32  # of every normalisation: the original has no setting for it
 
@@ -166,6 +167,18 @@ class LatentDiffusionParams(_Training):
         return stage.params if isinstance(stage, ClassEmbedderConfig) else None
 
 
+class _Model(_Training):
+    params: LatentDiffusionParams
+
+
+class _File(_Training):
+    model: _Model
+
+
+class MeasuredScale(BaseModel):
+    scale_factor: Scale
+
+
 TARGETS = {
     "target": ("LatentDiffusion",),
     "params.unet_config.target": ("UNetModel",),
@@ -188,10 +201,7 @@ def read_settings(file: Path) -> LatentDiffusionParams:
         target = _at(model, key)
         if isinstance(target, str) and target.rpartition(".")[2] not in known:
             raise SlimdpmError(f"{file}: model.{key} is {target}; slimdpm imports {', '.join(known)}")
-    try:
-        settings = LatentDiffusionParams.model_validate(model["params"])
-    except ValidationError as error:
-        raise SlimdpmError(f"{file}: {_describe(error)}") from None
+    settings = validated(_File, values, str(file)).model.params
     _check(settings, file)
     return settings
 
@@ -230,15 +240,3 @@ def _at(values: Any, key: str) -> Any:
     for name in key.split("."):
         values = values.get(name) if isinstance(values, Mapping) else None
     return values
-
-
-def _describe(error: ValidationError) -> str:
-    """The first problem in one line."""
-    problem = error.errors()[0]
-    key = ".".join(["model.params", *(str(p) for p in problem["loc"] if p not in ("ClassEmbedderConfig",))])
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "extra_forbidden":
-        return f"{key} is no setting that slimdpm can convert"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}: {message}, got {problem['input']!r}"

@@ -148,8 +148,8 @@ class Store:
         needed, free = sum(missing) * self.layout.row_nbytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise SlimdpmError(
-                f"{label}: {storage(needed)} are needed in {self.folder}, {storage(free)} are free; name another folder: "
-                "data.cache of a run, -o of an evaluation"
+                f"{label}: {storage(needed)} are needed in {self.folder}, {storage(free)} are free; name another "
+                "folder: data.cache of a run, -o of an evaluation"
             )
         display.say(f"{label}: {storage(needed)} will be kept in {self.folder}")
 

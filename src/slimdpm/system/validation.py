@@ -1,0 +1,71 @@
+"""Values that others wrote, checked against a pydantic model; what is wrong is said in a line that names the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from slimdpm.system.errors import SlimdpmError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: Any, name: str, hints: Mapping[str, str] | None = None) -> Model:
+    """Nested values as a model.
+
+    Args:
+        model: what they must be.
+        values: keys and values.
+        name: how a message begins, for example with the file.
+        hints: of a key that is missing, what it is.
+
+    Raises:
+        SlimdpmError: with one line about the first thing that is wrong.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems: dict[tuple[str, ...], list[Any]] = {}  # a union has one for each of its members
+        for problem in error.errors():
+            problems.setdefault(tuple(_place(model, problem["loc"])), []).append(problem)
+        place, first = next(iter(problems.items()))
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SlimdpmError(f"{name}: {_described(model, place, first, hints or {})}{more}") from None
+
+
+def _place(section: Any, loc: Sequence[str | int]) -> list[str]:
+    """Where a problem is: keys, and positions in lists, without pydantic's names for the members of a union."""
+    place: list[str] = []
+    for part in loc:
+        members = {member.__name__: member for member in get_args(section) if isinstance(member, type)}
+        if part in members:
+            section = members[part]
+            continue
+        known = isinstance(section, type) and issubclass(section, BaseModel)
+        if known or isinstance(part, int):
+            place.append(str(part))
+        section = section.model_fields[part].annotation if known and part in section.model_fields else None
+    return place
+
+
+def _described(
+    section: Any, place: Sequence[str], problems: Sequence[Mapping[str, Any]], hints: Mapping[str, str]
+) -> str:
+    """All of pydantic's errors about one key in one line."""
+    key, problem = ".".join(place), problems[0]
+    if problem["type"] == "extra_forbidden":
+        for part in place[:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(place[-1], section.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
+        return f"unknown key {key}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing" + (f": {hints[key]}" if key in hints else "")
+    messages = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in problems)
+    first, *others = messages
+    message = " or ".join([first[0].lower() + first[1:], *(other.removeprefix("Input should be ") for other in others)])
+    got = problem["input"]
+    return f"{key}: {message}" + ("" if isinstance(got, (dict, list)) else f", got {got!r}")
