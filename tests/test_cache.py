@@ -39,21 +39,21 @@ CPU = torch.device("cpu")
 ROWS = Layout(20, {"square": (2,), "cube": (1, 3)}, shard=4)
 
 
-def made(first, last, advance=lambda rows: None):
+def made(numbers, notes):
     """Rows that follow from their numbers; an odd shard has a note."""
-    numbers = torch.arange(first, last, dtype=torch.float32)
-    advance(last - first)
-    parts = {"square": numbers[:, None].expand(-1, 2) ** 2, "cube": numbers[:, None, None].expand(-1, 1, 3) ** 3}
-    return parts, {first: "odd"} if first // 4 % 2 else {}
+    values = torch.tensor(numbers, dtype=torch.float32)
+    if numbers.start // 4 % 2:
+        notes[numbers.start] = "odd"
+    yield {"square": values[:, None].expand(-1, 2) ** 2, "cube": values[:, None, None].expand(-1, 1, 3) ** 3}
 
 
 def built(folder, make=made):
     """A store, what was said, and the first rows of the shards that were made."""
     did, lines = [], io.StringIO()
 
-    def noted(first, last, advance):
-        did.append(first)
-        return make(first, last, advance)
+    def noted(numbers, notes):
+        did.append(numbers.start)
+        return make(numbers, notes)
 
     store = Store(Path(folder), ROWS).build(noted, "rows", Display(Console(file=lines, width=500)))
     return store, lines.getvalue(), did
@@ -95,15 +95,15 @@ def test_a_flipped_byte_is_found_and_its_shard_made_again(tmp_path, place):
     assert contents(tmp_path) == before
 
 
-def slow(first, last, advance):
+def slow(numbers, notes):
     time.sleep(0.3)
-    return made(first, last, advance)
+    return made(numbers, notes)
 
 
-def dying(first, last, advance):
-    if first == 12:
+def dying(numbers, notes):
+    if numbers.start == 12:
         os.kill(os.getpid(), signal.SIGKILL)
-    return made(first, last, advance)
+    return made(numbers, notes)
 
 
 def at_work(folder, make=slow):

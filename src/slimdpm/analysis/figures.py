@@ -8,10 +8,11 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from slimdpm.analysis.observation import BANDS, Observation
+from slimdpm.analysis.observation import Observation
 from slimdpm.metrics.spectrum import PowerLaw, Spectrum
 from slimdpm.report.figures import colour, frequency_ticks
 from slimdpm.system import amounts
+from slimdpm.wavelet import SUBBANDS
 
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D")
@@ -115,7 +116,7 @@ def gates_figure(timesteps: np.ndarray, gates: Mapping[str, np.ndarray]) -> Figu
     for axes, (name, values) in zip(panels.flat, gates.items(), strict=False):
         for band in range(4):
             style = {"linestyle": _DASHES[band], "marker": _MARKERS[band], "markersize": 3}
-            axes.plot(timesteps, values[:, band], color=_BAND_COLOURS[band], label=BANDS[band], **style)
+            axes.plot(timesteps, values[:, band], color=_BAND_COLOURS[band], label=SUBBANDS[band], **style)
         axes.set_title(name, fontsize=8)
         axes.set_ylim(0, 1)
     panels[0, 0].invert_xaxis()  # all share it

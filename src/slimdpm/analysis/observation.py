@@ -14,8 +14,6 @@ from slimdpm.metrics.denoising import predictions
 from slimdpm.metrics.spectrum import ring_powers
 from slimdpm.wavelet import record_gates
 
-BANDS = ("LL", "LH", "HL", "HH")
-
 
 @dataclass(frozen=True)
 class Observation:
@@ -24,8 +22,8 @@ class Observation:
     Attributes:
         timesteps: ``(T,)``, growing.
         power: radial power spectrum of x̂_0 ``(T, rings)``.
-        gates: of each resampler, the mean gate of each sub-band ``(T, 4)`` in the order of `BANDS`; empty for a
-            network without gates.
+        gates: of each resampler, the mean gate of each of `slimdpm.wavelet.SUBBANDS` ``(T, 4)``; empty for a network
+            without gates.
     """
 
     timesteps: np.ndarray

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from slimdpm.analysis import figures
-from slimdpm.analysis.observation import BANDS, Observation
+from slimdpm.analysis.observation import Observation
 from slimdpm.analysis.wiener import appearance, reconstruction_power, wiener_gain
 from slimdpm.metrics.spectrum import Spectrum, fit_power_law
 from slimdpm.system import amounts
+from slimdpm.wavelet import SUBBANDS
 
 _STILL = 0.02  # a gate that moves less than this hardly moves
 
@@ -166,7 +167,9 @@ def gates_section(observation: Observation) -> Section:
             continue
         mean = np.mean([gates[n] for n in names], axis=0)  # (T, 4)
         late, early = mean[:third].mean(axis=0), mean[-third:].mean(axis=0)
-        parts = [f"{band} {a:.2f} → {b:.2f} ({_moved(b - a)})" for band, a, b in zip(BANDS, early, late, strict=True)]
+        parts = [
+            f"{band} {a:.2f} → {b:.2f} ({_moved(b - a)})" for band, a, b in zip(SUBBANDS, early, late, strict=True)
+        ]
         says.append(f"in the {kind}sampling, from noise to image: {', '.join(parts)}")
     return Section(
         "gates",
@@ -178,7 +181,7 @@ def gates_section(observation: Observation) -> Section:
             _verdict(gates, third),
         ],
         figures.gates_figure(timesteps, gates),
-        ["resampler", "timestep", *BANDS],
+        ["resampler", "timestep", *SUBBANDS],
         [(n, int(t), *map(float, row)) for n, v in gates.items() for t, row in zip(timesteps, v, strict=True)],
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from slimdpm.data.dataset import Decoder, Images, check_readable
 from slimdpm.data.images import to_model_range
@@ -18,7 +17,7 @@ from slimdpm.pipelines.shell import Shell
 from slimdpm.system.devices import resident
 from slimdpm.system.hashing import name_of, short
 from slimdpm.system.progress import Display
-from slimdpm.system.tensor_store import Layout, Make, Notes, Store
+from slimdpm.system.tensor_store import Layout, Make, Notes, Rows, Store, batches
 
 _BATCH = 16  # images that are encoded at once: a part of what is computed, so always the same
 
@@ -78,24 +77,19 @@ def _maker(
         square, reason = decoder.attempt(source, number)
         return blank if square is None else square, reason
 
-    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
-        decoded = pool.map(decode, range(first, last))  # runs ahead of the encoder
-        notes: Notes = {}
-        parts: list[dict[str, Tensor]] = []
+    def make(numbers: range, notes: Notes) -> Iterator[Rows]:
+        decoded = pool.map(decode, numbers)  # runs ahead of the encoder
         with resident([shell.autoencoder], device):
-            for start in range(first, last, _BATCH):
-                numbers = range(start, min(start + _BATCH, last))
-                squares, reasons = zip(*(next(decoded) for _ in numbers), strict=True)
-                notes |= {number: reason for number, reason in zip(numbers, reasons, strict=True) if reason}
-                parts.append(_encode(np.stack(squares), shell, mirrored, device))
-                advance(len(numbers))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, notes
+            for batch in batches(numbers, _BATCH):
+                squares, reasons = zip(*(next(decoded) for _ in batch), strict=True)
+                notes |= {number: reason for number, reason in zip(batch, reasons, strict=True) if reason}
+                yield _encode(np.stack(squares), shell, mirrored, device)
 
     return make
 
 
 @torch.inference_mode()
-def _encode(squares: np.ndarray, shell: Shell, mirrored: tuple[bool, ...], device: torch.device) -> dict[str, Tensor]:
+def _encode(squares: np.ndarray, shell: Shell, mirrored: tuple[bool, ...], device: torch.device) -> Rows:
     """uint8 ``(N, H, W, C)`` to ``(N, variants, C, h, w)`` of each part."""
     images = to_model_range(torch.from_numpy(squares).permute(0, 3, 1, 2).to(device))
     variants = [shell.encode_moments(images.flip(-1) if flipped else images) for flipped in mirrored]

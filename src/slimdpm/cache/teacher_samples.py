@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from slimdpm.conditioning import Request
 from slimdpm.data.dataset import Decoder, Images
@@ -23,7 +23,7 @@ from slimdpm.system.documents import read_text
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.hashing import fingerprint, name_of, settings_of, short
 from slimdpm.system.progress import Display
-from slimdpm.system.tensor_store import Layout, Notes, Store
+from slimdpm.system.tensor_store import Layout, Notes, Rows, Store, batches
 
 _SHARD = 64  # samples take longer than latents: a kill shall cost few
 
@@ -109,20 +109,14 @@ def prepare_samples(
     s, unet = source.settings, source.teacher.unet
     layout = Layout(len(source), {"sample": (1, *shell.shape)}, dtype, _SHARD)
 
-    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
-        parts: list[Tensor] = []
-        # In this order: a network that moved in inference mode would be of no use to training.
-        with resident([unet, *shell.conditioning.modules], device), torch.inference_mode():
-            for start in range(first, last, s.batch_size):
-                batch = range(start, min(start + s.batch_size, last))
-                made = clean_samples(
-                    unet, shell, batch, steps=s.steps, scheduler=s.scheduler, seed=s.seed, request=source.request
-                )
-                made = made.float().cpu()
+    def make(numbers: range, notes: Notes) -> Iterator[Rows]:
+        options: dict[str, Any] = {"steps": s.steps, "scheduler": s.scheduler, "seed": s.seed}
+        with resident([unet, *shell.conditioning.modules], device):
+            for batch in batches(numbers, s.batch_size):
+                with torch.inference_mode():  # not around: a network that moved in it would be of no use to training
+                    made = clean_samples(unet, shell, batch, request=source.request, **options).float().cpu()
                 # In pixels there is nothing beyond black and white; latents know no such bound.
-                parts.append(made if shell.autoencoder is not None else made.clamp(-1, 1))
-                advance(len(batch))
-        return {"sample": torch.cat(parts)[:, None]}, {}
+                yield {"sample": (made if shell.autoencoder is not None else made.clamp(-1, 1))[:, None]}
 
     folder = root / f"samples-{_key(source, shell, layout)}"
     store = Store(folder, layout).build(make, f"{len(source)} samples of the teacher", display)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimdpm.system.devices import resident
 from slimdpm.system.hashing import short
 from slimdpm.system.progress import Display
-from slimdpm.system.tensor_store import Layout, Notes, Store
+from slimdpm.system.tensor_store import Layout, Notes, Rows, Store, batches
 
 _BATCH = 16  # texts that are encoded at once: a part of what is computed, so always the same
 
@@ -68,13 +68,9 @@ def prepare_embeddings(
     layout = Layout(len(texts), {part: tuple(rows.shape[1:]) for part, rows in encode(texts[:1]).items()}, dtype)
     store = Store(root / f"text-{short(name, str(_BATCH), layout.key, *texts)}", layout)
 
-    def make(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
-        parts: list[dict[str, Tensor]] = []
+    def make(numbers: range, notes: Notes) -> Iterator[Rows]:
         with resident(encoders, device):
-            for start in range(first, last, _BATCH):
-                batch = texts[start : min(start + _BATCH, last)]
-                parts.append({part: rows.cpu() for part, rows in encode(batch).items()})
-                advance(len(batch))
-        return {part: torch.cat([rows[part] for rows in parts]) for part in layout.parts}, {}
+            for batch in batches(numbers, _BATCH):
+                yield {part: rows.cpu() for part, rows in encode(texts[batch.start : batch.stop]).items()}
 
     return Embeddings(store.build(make, f"embeddings of {len(texts)} captions", display), texts)

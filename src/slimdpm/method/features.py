@@ -52,7 +52,8 @@ class FeatureTaps:
     def __init__(self, network: nn.Module, names: Sequence[str]):
         self.names = list(names)
         self._features: dict[str, Tensor] = {}
-        self._handles = [network.get_submodule(n).register_forward_hook(self._hook(n)) for n in dict.fromkeys(names)]
+        for name in dict.fromkeys(names):
+            network.get_submodule(name).register_forward_hook(self._hook(name))
 
     def _hook(self, name: str):
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
@@ -65,11 +66,6 @@ class FeatureTaps:
         features = [self._features[name] for name in self.names]
         self._features.clear()
         return features
-
-    def remove(self) -> None:
-        """Detach from the network."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def block_names(network: Any) -> list[str]:

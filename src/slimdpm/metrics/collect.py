@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from slimdpm.conditioning import Request
 from slimdpm.data.dataset import Images
@@ -21,7 +20,7 @@ from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.system.hashing import fingerprint, settings_of, short
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import sides
-from slimdpm.system.tensor_store import Layout, Notes, Store
+from slimdpm.system.tensor_store import Layout, Notes, Rows, Store
 
 SHARD = 64  # images
 
@@ -146,16 +145,14 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
         SlimdpmError: if the disk is full.
     """
 
-    def make_pictures(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
-        made = images.images(first, last)
-        advance(last - first)
-        return {"image": torch.from_numpy(made)}, {}
+    def make_pictures(numbers: range, notes: Notes) -> Iterator[Rows]:
+        yield {"image": torch.from_numpy(images.images(numbers.start, numbers.stop))}
 
-    def make_features(first: int, last: int, advance: Callable[[int], None]) -> tuple[dict[str, Tensor], Notes]:
-        shown = pictures.shard(first)["image"][: last - first].numpy() if pictures else images.images(first, last)
-        found = _measured(extractor, shown)
-        advance(last - first)
-        return found, {}
+    def make_features(numbers: range, notes: Notes) -> Iterator[Rows]:
+        if pictures is None:
+            yield _measured(extractor, images.images(numbers.start, numbers.stop))
+        else:
+            yield _measured(extractor, pictures.shard(numbers.start)["image"][: len(numbers)].numpy())
 
     folder, pictures = root / _slug(f"{images.name}-{images.key}"), None
     if not images.stored:
@@ -168,7 +165,7 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
     return Collected(images, extractor, pictures, store.build(make_features, f"features of {images.name}", display))
 
 
-def _measured(extractor: Extractor, images: np.ndarray) -> dict[str, Tensor]:
+def _measured(extractor: Extractor, images: np.ndarray) -> Rows:
     features, logits = extractor(images)
     found = {"features": features} if logits is None else {"features": features, "logits": logits}
     return {part: torch.from_numpy(rows) for part, rows in found.items()}

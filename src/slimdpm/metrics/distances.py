@@ -89,11 +89,6 @@ def frechet_jackknife(features: np.ndarray, reference: Moments, groups: int = 10
     return np.array([frechet_distance(moments(np.asarray(features)[numbers != g]), reference) for g in range(groups)])
 
 
-def jackknife_error(values: np.ndarray) -> float:
-    """The standard error of a statistic from its delete-a-group values."""
-    return float(np.sqrt((len(values) - 1) * np.var(values)))
-
-
 def frechet_infinity(features: np.ndarray, reference: Moments, points: int = 8, seed: int = 0) -> Extrapolated:
     """The Fréchet distance extrapolated to infinitely many images (Chong and Forsyth 2020).
 

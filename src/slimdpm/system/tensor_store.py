@@ -30,9 +30,8 @@ from slimdpm.system.shared_work import share
 _ABOUT = "slimdpm"  # a shard's only metadata: safetensors writes several in an order of its own each time
 
 Notes = dict[int, str]  # what is to be said of a row, by its number
-# First row, last row (exclusive), and what to call with the number of rows that are done; gives ``(last − first,
-# *shape)`` of each part.
-Make = Callable[[int, int, Callable[[int], None]], tuple[dict[str, Tensor], Notes]]
+Rows = dict[str, Tensor]  # ``(B, *shape)`` of each part
+Make = Callable[[range, Notes], Iterator[Rows]]  # rows of these numbers, batch by batch; what it notes of them it adds
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,12 @@ class Layout:
             yield first, min(first + self.shard, self.rows)
 
 
+def batches(numbers: range, most: int) -> Iterator[range]:
+    """The numbers, at most so many at a time."""
+    for first in numbers[::most]:
+        yield range(first, min(first + most, numbers.stop))
+
+
 @dataclass
 class Store:
     """A folder of shards.
@@ -77,14 +82,14 @@ class Store:
 
     folder: Path
     layout: Layout
-    _open: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _open: dict[int, Rows] = field(default_factory=dict, repr=False)
 
-    def row(self, number: int) -> dict[str, Tensor]:
+    def row(self, number: int) -> Rows:
         """The tensors of a row, ``layout.parts`` each, in the stored dtype."""
         first = number // self.layout.shard * self.layout.shard
         return {part: rows[number - first] for part, rows in self.shard(first).items()}
 
-    def shard(self, first: int) -> dict[str, Tensor]:
+    def shard(self, first: int) -> Rows:
         """Of the shard that begins with this row each part, which may hold more rows than the layout has."""
         if first not in self._open:
             with safe_open(self.file(first), "pt") as shard:  # mapped, not read
@@ -109,7 +114,6 @@ class Store:
         """Make what is missing or damaged. All processes share the work, and all wait for it.
 
         Args:
-            make: the rows of a shard, and notes about them.
             label: of the work, for people.
             display: where progress is shown, and the size on the disk before anything is written.
 
@@ -127,9 +131,14 @@ class Store:
             def do(shard: tuple[int, int]) -> None:
                 if self._intact(shard, display):
                     task.advance(shard[1] - shard[0])
-                else:
-                    remove_leftovers(self.folder, self.file(shard[0]).name, locked=True)
-                    self._write(shard, *make(*shard, task.advance))
+                    return
+                remove_leftovers(self.folder, self.file(shard[0]).name, locked=True)
+                batches: list[Rows] = []
+                notes: Notes = {}
+                for rows in make(range(*shard), notes):
+                    batches.append(rows)
+                    task.advance(len(next(iter(rows.values()))))
+                self._write(shard, {part: torch.cat([rows[part] for rows in batches]) for part in batches[0]}, notes)
 
             share(mine, lambda shard: self.folder / "locks" / f"{shard[0]:08d}", do)
         state.wait_for_everyone()
@@ -172,7 +181,7 @@ class Store:
         display.say(f"{file} is damaged and is made again")
         return False
 
-    def _write(self, shard: tuple[int, int], tensors: dict[str, Tensor], notes: Notes) -> None:
+    def _write(self, shard: tuple[int, int], tensors: Rows, notes: Notes) -> None:
         kept = {name: tensor.to("cpu", self.layout.dtype).contiguous() for name, tensor in tensors.items()}
         wanted = {name: (shard[1] - shard[0], *shape) for name, shape in self.layout.parts.items()}
         made = {name: tuple(tensor.shape) for name, tensor in kept.items()}
