@@ -57,10 +57,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     """Train both students, measure, and write ``report.html`` and ``comparison.png``; a run that was stopped goes on.
 
     Args:
-        folder: gets the two run folders and the report.
-        seed: of both students.
         steps: optimiser steps of each, by default those of the recipe.
-        display: where progress and the table are shown.
 
     Returns:
         teacher, Lite and Spectral as the report shows them.

@@ -29,7 +29,6 @@ def load_recipe(
     """A validated recipe from a file and what overrides it, each the ones before it.
 
     Args:
-        file: a YAML file.
         assignments: of ``--set``, ``"train.steps=1000"``, the value in YAML; they come last.
         values: nested values, for example from the command line's own options.
         settings: values under dotted keys.
@@ -53,11 +52,7 @@ def load_recipe(
 
 
 def validate(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from nested values.
-
-    Raises:
-        SlimdpmError: with one line about the first thing that is wrong.
-    """
+    """A recipe from nested values. Raises `SlimdpmError` with one line about the first thing that is wrong."""
     return validated(Recipe, values, "recipe", {"data": _DATA, "data.path": _DATA})
 
 
@@ -74,11 +69,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def read_recipe(file: Path) -> Recipe:
-    """A recipe that stands whole in a file.
-
-    Raises:
-        SlimdpmError: as `load_recipe`, naming the file.
-    """
+    """A recipe that stands whole in a file. Raises `SlimdpmError` as `load_recipe`, naming the file."""
     try:
         return validate(_mapping(file))
     except SlimdpmError as error:

@@ -106,11 +106,7 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def recipe(self) -> Recipe:
-        """The recipe that the run was started with.
-
-        Raises:
-            SlimdpmError: if the folder holds no run.
-        """
+        """The recipe that the run was started with. Raises `SlimdpmError` if the folder holds no run."""
         if not self.recipe_file.is_file():
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
         return read_recipe(self.recipe_file)

@@ -81,17 +81,11 @@ def analyze(
 
     Args:
         source: a run folder, whose report gets the figures too, or a pipeline.
-        against: the real images.
         folder: where to; by default ``analysis/`` in the run's folder, or here.
-        settings: how.
         compare: further networks for the comparison of sizes.
-        display: where progress is shown.
 
     Returns:
         the page: the run's report, or a page of its own.
-
-    Raises:
-        SlimdpmError: for a user's mistake.
     """
     settings, display = settings or Settings(), display or Display()
     run = RunFolder(source) if (Path(source).expanduser() / "recipe.yaml").is_file() else None

@@ -36,8 +36,6 @@ def theory_figure(frequency: np.ndarray, timesteps: np.ndarray, gain: np.ndarray
     """The Wiener filter over frequency at some noise levels, and the share of power that it restores over time.
 
     Args:
-        frequency: ``(F,)``.
-        timesteps: ``(T,)``.
         gain: ``G`` ``(T, F)``.
         restored: share of the data's power ``(T, F)``.
     """
@@ -68,7 +66,6 @@ def denoiser_figure(
     """The share of the data's power in x̂_0 over time: theory's panel first, then one for each network.
 
     Args:
-        frequency: ``(F,)``.
         theory: share that the Wiener filter restores ``(T, F)``.
         observed: of the networks, all at the same timesteps.
         power: of the data ``(F,)``.

@@ -24,9 +24,6 @@ class Section:
     """One part.
 
     Attributes:
-        key: its files are called so.
-        title: for the page.
-        paragraphs: plain text.
         figure: None if there is nothing to show.
         header, rows: the figure's numbers.
         svg: the figure, once it is drawn.

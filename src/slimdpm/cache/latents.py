@@ -37,18 +37,9 @@ def prepare_latents(
     """A source's images with their latents, encoded now if they are not kept from before.
 
     Args:
-        source: the images.
         decoder: how they become squares; center crops.
-        shell: with the autoencoder.
         root: an existing folder; the latents are kept in one below it that is named by what they depend on.
         flip: encode the mirrored images too: an autoencoder does not mirror exactly.
-        dtype: to keep them in.
-        device: to encode on.
-        workers: threads that decode images.
-        display: where progress is shown.
-
-    Raises:
-        SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
     mirrored = (False, True) if flip else (False,)
     shape = (len(mirrored), *shell.shape)

@@ -33,9 +33,6 @@ class Samples:
     """A source of images that the teacher makes; they are there after `prepare_samples`.
 
     Attributes:
-        teacher: who makes them.
-        settings: how.
-        request: what they show.
         store: them, each as the part ``"sample"`` ``(1, C, h, w)``; None before they are made.
     """
 
@@ -71,11 +68,7 @@ class Samples:
 
 
 def plan_samples(teacher: Teacher, data: DataRecipe) -> Samples:
-    """The samples that a recipe's `data` section asks the teacher for; none is made yet.
-
-    Raises:
-        SlimdpmError: for a setting that is not for this teacher.
-    """
+    """The samples that a recipe's `data` section asks the teacher for; none is made yet."""
     if data.flip and teacher.shell.autoencoder is not None:
         raise SlimdpmError("data.flip: latents do not mirror; leave it, and raise data.samples.count instead")
     settings = data.samples
@@ -96,15 +89,8 @@ def prepare_samples(
     """The samples as training images, made now if they are not kept from before.
 
     Args:
-        source: of the samples.
         shell: the teacher's at the size of the images; its conditioning may keep what it encoded.
         root: the samples are kept in a folder below it that is named by what they depend on, their number aside.
-        dtype: to keep them in.
-        device: to denoise on.
-        display: where progress is shown.
-
-    Raises:
-        SlimdpmError: if the samples do not fit on the disk, or are not finite.
     """
     s, unet = source.settings, source.teacher.unet
     layout = Layout(len(source), {"sample": (1, *shell.shape)}, dtype, _SHARD)
@@ -135,11 +121,7 @@ def _key(source: Samples, shell: Shell, layout: Layout) -> str:
 
 
 def _read_prompts(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        SlimdpmError: if it cannot be read, is not UTF-8, or has none.
-    """
+    """The lines of a text file that are not empty."""
     text = read_text(file, name=f"data.samples.prompts: {file}")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:

@@ -58,12 +58,6 @@ def prepare_embeddings(
         encoders: the networks that it runs.
         name: of what encodes, another one if it encodes differently.
         root: the embeddings are kept in a folder below it that is named by what they depend on.
-        dtype: to keep them in.
-        device: to encode on.
-        display: where progress is shown.
-
-    Raises:
-        SlimdpmError: if the cache does not fit on the disk.
     """
     layout = Layout(len(texts), {part: tuple(rows.shape[1:]) for part, rows in encode(texts[:1]).items()}, dtype)
     store = Store(root / f"text-{short(name, str(_BATCH), layout.key, *texts)}", layout)

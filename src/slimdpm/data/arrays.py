@@ -22,10 +22,8 @@ class Arrays:
     """uint8 images ``(N, H, W, C)``, C 1, 3 or 4, or ``(N, H, W)``; their classes and captions, one for each.
 
     Args:
-        images: the images.
         label: what messages call them.
         classes: numbers or names.
-        texts: captions.
         file: what they were read from, if it was a file: as long as that is the same, they are.
     """
 

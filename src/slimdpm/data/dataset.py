@@ -75,8 +75,6 @@ class Images:
     """Images that are known to be readable.
 
     Attributes:
-        source: where they come from.
-        decoder: how they become squares.
         good: the source's numbers of the readable ones.
         broken: the names of those that are not, with the reason.
         squares: all squares ``(len(source), H, W, C)`` if they are cached, else None.
@@ -139,10 +137,7 @@ def prepare_images(
     """Decode every image once: the broken ones are found before training, the squares are kept if they can be.
 
     Args:
-        source: the images.
-        decoder: how they become squares.
         cache: a folder for the squares (center crops) and for the list of broken images; None keeps nothing.
-        workers: processes that decode.
         track: wraps the iteration, for a progress bar; called with the items and their number.
         say: is told what is damaged of the cache and made again.
 

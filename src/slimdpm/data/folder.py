@@ -27,7 +27,6 @@ class Folder:
     ``a.txt`` is the caption of ``a.jpg``.
 
     Args:
-        root: the folder.
         labels: the metadata's column of classes, by default ``"label"``.
         texts: the column of captions, by default the first of `slimdpm.data.labels.TEXT_COLUMNS` that is there; or the
             extension of the files that have them, by default ``"txt"``.

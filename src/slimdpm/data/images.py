@@ -79,8 +79,6 @@ def square(
     """Shrink or enlarge until `size` is covered and crop, for a square like diffusers' training examples.
 
     Args:
-        image: any size.
-        size: of the square in pixels, or ``(height, width)``.
         crop: ``"center"`` or ``"random"`` (along the side that is too long, from `rng`).
         interpolation: one of `FILTERS`; all are antialiased when they shrink.
     """

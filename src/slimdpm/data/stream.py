@@ -23,7 +23,6 @@ class TrainingStream(Dataset):
     Each pass over the images is a fresh permutation. Permutation, crop and flip follow from the seed and `p` alone.
 
     Args:
-        images: the images.
         flip: mirror each with probability one half.
         seed: of the order and the augmentation.
     """
@@ -65,8 +64,6 @@ class StreamBatches(Sampler[list[int]]):
         batch_size: of this process.
         start: the first micro-step.
         stop: one past the last.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     def __init__(self, batch_size: int, start: int, stop: int, *, rank: int = 0, world_size: int = 1):

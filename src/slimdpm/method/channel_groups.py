@@ -40,7 +40,6 @@ class ChannelGroups:
     """Which groups of channels lie along the dimensions of a U-Net's weights, in the order of its forward pass.
 
     Args:
-        unet: the network.
         mixing: `mixing_layers` of teacher and student, so that both have the same groups.
 
     Attributes:

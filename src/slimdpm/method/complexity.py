@@ -24,13 +24,10 @@ class Row:
 
     Attributes:
         task, network: as the paper has them.
-        preset: ours.
-        params: counted.
         macs: conv+linear, the paper's convention.
         macs_all: with the products inside attention.
         paper_params, paper_macs: the paper's, None where there is none.
         recalled: the paper's figures are from memory and not checked against its page.
-        note: about the preset.
     """
 
     task: str

@@ -53,12 +53,10 @@ class Distiller:
     A term is changed by a subclass: `denoising`, `spatial`, and `weights` for L_freq.
 
     Args:
-        student: the tapped student.
         process: the forward process, its `prediction` being the student's.
         teacher: the teacher's U-Net; it is frozen and set to evaluation here.
         teacher_prediction: what the teacher predicts.
         pairs: the feature pairs that `student` was built with.
-        settings: weights of the losses.
     """
 
     def __init__(
@@ -94,7 +92,6 @@ class Distiller:
 
         Args:
             x0: clean samples (images in [−1, 1] or scaled latents) ``(B, C, H, W)``.
-            noise: ε, like `x0`.
             t: timesteps ``(B,)``.
             conditions: further inputs of both U-Nets.
             student: the student as wrapped for training (`DistributedDataParallel`, compiled), by default as given.

@@ -16,9 +16,6 @@ class TransformerDenoiser(nn.Module):
 
     A DiT predicts a variance beside ε: that half of its channels is left out. Its tokens all have one scale, so there
     is nothing to pair with a U-Net's features.
-
-    Args:
-        transformer: the network.
     """
 
     def __init__(self, transformer: DiTTransformer2DModel):

@@ -106,8 +106,6 @@ def match_features(
     paired where they meet; a block without a counterpart is left out.
 
     Args:
-        student: the student's config.
-        teacher: the teacher's config.
         pairs: ``"auto"``, ``"none"`` (outputs only), or a list of ``"block"`` or ``"student_block:teacher_block"``.
         levels: ``"all"`` or the scales that take part, 1 being full resolution, 2 half of it.
         size: input size if the configs have none.

@@ -42,7 +42,6 @@ class Budget:
         width: base channels; the other levels keep the teacher's proportions.
         ratio: the student has at least this many times fewer conv+linear MACs than the teacher.
         max_macs: conv+linear MACs of one forward pass, batch 1.
-        max_params: parameters.
     """
 
     width: int | None = None
@@ -79,7 +78,6 @@ def plan_student(
 
     Args:
         teacher: a diffusers U-Net config with its ``_class_name``.
-        budget: see `Budget`.
         kind: ``"spectral"`` (wavelet-gated resampling) or ``"lite"`` (the teacher's own resampling).
         overrides: config values that the student takes instead of the teacher's, for example ``layers_per_block``.
         size: input size in latent pixels if the config has no ``sample_size``.

@@ -29,7 +29,6 @@ class ImageSet(Protocol):
     """Numbered images of one size.
 
     Attributes:
-        name: for people.
         key: a short name for files; another key means other images.
         shape: of an image ``(H, W, C)``.
         stored: the images lie on the disk already.
@@ -136,13 +135,7 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
     """Make what is missing of a set's images and features; all processes share the work, and all wait for it.
 
     Args:
-        images: the set.
         root: below it each set has a folder of its own.
-        extractor: of the features.
-        display: where progress is shown.
-
-    Raises:
-        SlimdpmError: if the disk is full.
     """
 
     def make_pictures(numbers: range, notes: Notes) -> Iterator[Rows]:

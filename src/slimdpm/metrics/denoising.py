@@ -21,7 +21,6 @@ class DenoisingErrors:
     """Mean squared errors of ε, one for each timestep.
 
     Attributes:
-        timesteps: where the error is measured.
         overall: over all frequencies.
         upper: over the upper half of the frequencies, those beyond half of Nyquist (0.25 cycles per pixel), for each
             coefficient of the orthonormal DFT; 1 is the error of predicting nothing.
@@ -51,10 +50,7 @@ def predictions(
         unet: the network, on its device.
         process: the forward process; its `prediction` says what the network predicts.
         samples: clean samples ``(N, C, H, W)`` in the range of training.
-        timesteps: the levels.
         kind: what the network's output is turned into, see `Process.convert`.
-        seed: of the noise.
-        batch_size: of the forward passes.
         inputs: what the network is given beside the samples of these numbers.
         progress: called with the number of samples done.
 

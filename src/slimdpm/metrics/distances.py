@@ -46,9 +46,6 @@ def moments(features: np.ndarray) -> Moments:
     """Mean and unbiased covariance of features ``(N, D)``.
 
     The sums are taken around the first block's mean: features far from zero lose no digits.
-
-    Raises:
-        ValueError: for fewer than two vectors.
     """
     if len(features) < 2:
         raise ValueError("a covariance needs two vectors at least")
@@ -131,9 +128,6 @@ def kernel_distance(features: np.ndarray, reference: np.ndarray, within: np.ndar
         features: of the evaluated images ``(N, D)``.
         reference: of the real ones ``(M, D)``.
         within: `kernel_means` of the reference, if they are known.
-
-    Raises:
-        ValueError: for fewer than two images on a side.
     """
     own = kernel_means(features)  # (N,)
     own_reference = kernel_means(reference) if within is None else within  # (M,)

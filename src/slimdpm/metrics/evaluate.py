@@ -41,15 +41,12 @@ class Settings:
     """What an evaluation is made with; see the command line's help.
 
     Attributes:
-        count: images of each model.
         extractor: of the features, see `slimdpm.metrics.extractors.load_extractor`.
         inception_weights: a file; None downloads it.
         steps, scheduler, seed: of the samples.
         size: images' size in pixels; None is the first model's own.
         interpolation: of the reference's resize.
-        replicates: of the bootstrap.
         guidance: of class-conditional and text-to-image pipelines; None is each one's own.
-        device: where to compute; None is the best there is.
         workers: processes that decode the reference.
     """
 
@@ -84,14 +81,8 @@ def evaluate(
     Args:
         models: run folders, pipelines, or data (folders of images, .npz, .npy) that stand for samples.
         against: the real images, whatever `open_source` takes; None if only their moments are known.
-        folder: keeps images, features and results.
-        settings: how.
         reference_moments: an .npz of ``mu`` and ``sigma`` for the Fréchet distance, instead of the real images' own.
         write_moments: where to write those of the real images.
-        display: where progress is shown.
-
-    Raises:
-        SlimdpmError: for a user's mistake.
     """
     settings, display, folder = settings or Settings(), display or Display(), Path(folder).expanduser()
     if against is None and (reference_moments is None or write_moments is not None):

@@ -31,10 +31,8 @@ class Extractor:
     """A network that makes features.
 
     Attributes:
-        name: as figures carry it.
         key: changes when the weights do; features are cached under it.
         network: from ``(B, 3, H, W)`` of values 0 to 255 to features ``(B, D)`` and logits ``(B, classes)`` or None.
-        device: where it computes.
     """
 
     name: str

@@ -20,7 +20,6 @@ class Measured:
     """A metric's value with its bootstrap replicates.
 
     Attributes:
-        value: on all images.
         replicates: on resampled ones ``(B,)``; empty if the metric has none.
     """
 

@@ -40,8 +40,6 @@ class Evaluation:
         models: metrics by the model's name; the first is what the others are compared with.
         ratios: of each further model to the first.
         floor: what two random halves of the real images measure against each other; no model is expected below it.
-        warnings: what to keep in mind.
-        facts: settings, counts, hardware.
     """
 
     models: dict[str, dict[str, Measured]]
@@ -123,9 +121,6 @@ def score(
         collected: the models' images; the first is what the others are compared with.
         real: the real images, in a random order; None if only their moments are known.
         moments: of the real images' features, for the Fréchet distance; None takes those of `real`.
-        replicates: of the bootstrap.
-        seed: of its draws.
-        display: where progress is shown.
 
     Raises:
         SlimdpmError: if a set has fewer than `FEWEST` images.

@@ -23,7 +23,6 @@ def spectral_metrics(images: np.ndarray, reference: np.ndarray, draws: Draws) ->
     Args:
         images: spectra of the evaluated images ``(N, rings)``.
         reference: spectra of the real ones ``(M, rings)``.
-        draws: of images and reference.
 
     Returns:
         ``log-spectral distance, dB``: root mean square over the rings of ``10 log10`` of the ratio of mean powers;

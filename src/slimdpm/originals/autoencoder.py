@@ -12,7 +12,6 @@ def autoencoder_config(stage: FirstStageConfig, scaling_factor: float) -> dict[s
     """The diffusers config, with its ``_class_name``.
 
     Args:
-        stage: the autoencoder of the YAML.
         scaling_factor: latents are multiplied by it before the U-Net sees them.
     """
     p = stage.params.ddconfig

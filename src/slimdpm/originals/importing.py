@@ -73,9 +73,6 @@ def import_checkpoint(checkpoint: Path, config: Path, output: Path, *, ema: bool
     """Write an original latent-diffusion checkpoint as a folder that `slimdpm.load_pipeline` and diffusers read.
 
     Args:
-        checkpoint: ``.ckpt`` or ``.safetensors``.
-        config: the YAML that belongs to it.
-        output: the folder, which does not exist yet.
         ema: take the running averages of the U-Net's weights if there are any.
 
     Raises:
@@ -115,11 +112,7 @@ def convert_checkpoint(checkpoint: Path, config: Path, *, ema: bool = True) -> P
 
 
 def outline(config: Path) -> Parts:
-    """The parts that a YAML describes, on the meta device: their shapes without any weights.
-
-    Raises:
-        SlimdpmError: for a YAML that is no data or describes something else.
-    """
+    """The parts that a YAML describes, on the meta device: their shapes without any weights."""
     return _outline(read_settings(config))
 
 

@@ -38,9 +38,7 @@ def import_single_file(checkpoint: Path, config: str, output: Path) -> Diffusion
     family.
 
     Args:
-        checkpoint: the single file.
         config: a folder of such a pipeline, of which no weights are read, or its hub id.
-        output: the folder, which does not exist yet.
 
     Raises:
         SlimdpmError: if the file is damaged, wants to run code or is something else; if the config is not to be had,

@@ -40,7 +40,6 @@ class Weights:
     """A checkpoint's tensors, and which of them have found their place.
 
     Attributes:
-        source: the file that they are from.
         tensors: by original name.
         left: names that nothing has asked for yet.
         missing: names that were asked for and are not there.

@@ -35,7 +35,6 @@ class Entry:
 
     Attributes:
         name: "teacher", "lite", "spectral", ...
-        cost: of one forward pass.
         samples: uint8 ``(N, H, W, C)``, image i of every entry being from the same noise.
         curve: the lines of its ``metrics.jsonl``.
         errors: on images held out, if they were measured.

@@ -27,7 +27,6 @@ def regular(file: Path, name: str = "") -> Iterator[BufferedReader]:
     """A regular file, open for reading: no pipe or device, which might never end.
 
     Args:
-        file: its path.
         name: what a message calls it, by default its path.
 
     Raises:
@@ -48,11 +47,7 @@ def regular(file: Path, name: str = "") -> Iterator[BufferedReader]:
 
 
 def read_bytes(file: Path, most: int = LARGEST, name: str = "") -> bytes:
-    """A file, whole, of at most so many bytes.
-
-    Raises:
-        SlimdpmError: as `regular`, or if it is larger.
-    """
+    """A file, whole, of at most so many bytes. Raises `SlimdpmError` as `regular`, or if it is larger."""
     name = name or str(file)
     with regular(file, name) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -62,20 +57,12 @@ def read_bytes(file: Path, most: int = LARGEST, name: str = "") -> bytes:
 
 
 def read_text(file: Path, most: int = LARGEST, name: str = "") -> str:
-    """`read_bytes` as UTF-8, with or without its mark.
-
-    Raises:
-        SlimdpmError: as `read_bytes`, or if it is no UTF-8.
-    """
+    """`read_bytes` as UTF-8, with or without its mark. Raises `SlimdpmError` as `read_bytes`, or if it is no UTF-8."""
     return decoded(read_bytes(file, most, name), name or str(file))
 
 
 def decoded(data: bytes, name: str) -> str:
-    """Bytes as text.
-
-    Raises:
-        SlimdpmError: if they are not UTF-8.
-    """
+    """Bytes as text. Raises `SlimdpmError` if they are not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,11 +71,7 @@ def decoded(data: bytes, name: str) -> str:
 
 
 def read_json(file: Path, most: int = LARGEST) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        SlimdpmError: as `read_text` and `parse_json`.
-    """
+    """The value in a JSON file. Raises `SlimdpmError` as `read_text` and `parse_json`."""
     return parse_json(read_text(file, most), str(file))
 
 
@@ -105,11 +88,7 @@ def parse_json(text: str, name: str) -> Any:
 
 
 def read_yaml(file: Path, name: str = "") -> Any:
-    """The value in a YAML file.
-
-    Raises:
-        SlimdpmError: as `read_text` and `parse_yaml`.
-    """
+    """The value in a YAML file. Raises `SlimdpmError` as `read_text` and `parse_yaml`."""
     name = name or str(file)
     return parse_yaml(read_text(file, _YAML, name), name)
 

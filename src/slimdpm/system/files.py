@@ -88,7 +88,6 @@ def remove_leftovers(folder: Path, name: str = "*", *, locked: bool = False) -> 
     """Remove what killed processes left half-written in a folder.
 
     Args:
-        folder: to look in.
         name: of the file that they wrote; by default all.
         locked: the caller holds what keeps others from writing it, so nobody is at it; else only leftovers of
             processes of this machine that are dead go.
@@ -114,7 +113,6 @@ def read_sealed(path: Path, *, unsealed: bool = False) -> dict[str, Any]:
     """What `write_sealed` wrote, ``"files"`` the digests by name.
 
     Args:
-        path: of the JSON.
         unsealed: take one of an earlier version, without digests, as it is.
 
     Raises:
@@ -160,11 +158,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        SlimdpmError: if it is missing, cut short or no safetensors file.
-    """
+    """The tensors of a safetensors file. Raises `SlimdpmError` if it is missing, cut short or no safetensors file."""
     try:
         with regular(path):
             return load_file(path)

@@ -30,11 +30,7 @@ def short(*texts: str) -> str:
 
 
 def file_digest(file: Path, kind: str = "blake2b") -> str:
-    """Of a file's content, whole.
-
-    Raises:
-        SlimdpmError: as `slimdpm.system.documents.regular`.
-    """
+    """Of a file's content, whole. Raises `SlimdpmError` as `slimdpm.system.documents.regular`."""
     with regular(file) as stream:
         return hashlib.file_digest(stream, kind).hexdigest()
 

@@ -27,11 +27,7 @@ def launched() -> tuple[int, int]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """A device by name; None is this process's own, the best there is.
-
-    Raises:
-        SlimdpmError: if it is not to be had.
-    """
+    """A device by name; None is this process's own, the best there is. Raises `SlimdpmError` if it is not to be had."""
     if name is None:
         return processes().device
     try:

@@ -68,7 +68,6 @@ def share(
     """Do the pieces that no other process is at; then wait for the others, and do what they left undone.
 
     Args:
-        pieces: of the work.
         lock: the file that is locked while a piece is worked at.
         do: does a piece, or finds that it is done.
         wait: for the pieces of other processes; else they are left to them.

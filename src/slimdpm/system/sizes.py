@@ -26,11 +26,7 @@ def size_of(value: Any) -> Size:
 
 
 def sample_size(config: Mapping[str, Any]) -> Size:
-    """A network's own, of its config.
-
-    Raises:
-        SlimdpmError: if it has none.
-    """
+    """A network's own, of its config. Raises `SlimdpmError` if it has none."""
     try:
         return size_of(config.get("sample_size"))
     except ValueError as error:

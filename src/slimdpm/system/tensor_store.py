@@ -39,10 +39,7 @@ class Layout:
     """What is stored.
 
     Attributes:
-        rows: how many.
         parts: the shape of each tensor of a row, by its name.
-        dtype: of all of them.
-        shard: rows in a file.
     """
 
     rows: int
@@ -73,12 +70,7 @@ def batches(numbers: range, most: int) -> Iterator[range]:
 
 @dataclass
 class Store:
-    """A folder of shards.
-
-    Attributes:
-        folder: of one layout and one content.
-        layout: of the rows.
-    """
+    """A folder of shards, of one layout and one content."""
 
     folder: Path
     layout: Layout
@@ -114,7 +106,6 @@ class Store:
         """Make what is missing or damaged. All processes share the work, and all wait for it.
 
         Args:
-            label: of the work, for people.
             display: where progress is shown, and the size on the disk before anything is written.
 
         Raises:

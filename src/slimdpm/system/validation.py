@@ -18,7 +18,6 @@ def validated(model: type[Model], values: Any, name: str, hints: Mapping[str, st
 
     Args:
         model: what they must be.
-        values: keys and values.
         name: how a message begins, for example with the file.
         hints: of a key that is missing, what it is.
 
