@@ -140,16 +140,18 @@ def flip(file, place):
 
 @pytest.mark.parametrize("place", [0, 9, 100, 200, 3000, -1], ids=str)
 def test_damaged_squares_are_made_again_and_it_is_said(place, tmp_path, image_folder):
-    source, said = open_source(str(image_folder)), []
-    whole = prepare_images(source, Decoder(16), cache=tmp_path, say=said.append).squares.copy()
+    source, said, display = open_source(str(image_folder)), [], Display()
+    display.say = said.append
+    whole = prepare_images(source, Decoder(16), cache=tmp_path, display=display).squares.copy()
     squares, about = next(tmp_path.glob("images-*.npy")), next(tmp_path.glob("images-*.json"))
     before = [squares.read_bytes(), about.read_bytes()]
     for file in (squares, about):
         flip(file, place % file.stat().st_size)
-        again = prepare_images(source, Decoder(16), cache=tmp_path, say=said.append)
+        again = prepare_images(source, Decoder(16), cache=tmp_path, display=display)
         assert len(said) == 1 and file.name in said.pop() and np.array_equal(whole, again.squares)
         assert [squares.read_bytes(), about.read_bytes()] == before
-    prepare_images(source, Decoder(16), cache=tmp_path, say=pytest.fail)
+    prepare_images(source, Decoder(16), cache=tmp_path, display=display)
+    assert not said
 
 
 class Numbers:

@@ -43,7 +43,7 @@ def prepare_parts(data: str, folder: Path, pixels: int, display: Display) -> dic
             Decoder(pixels, 3, "center", "lanczos"),
             cache=folder,
             workers=2,
-            track=lambda items, total: display.track(items, total, "reading images", "images"),
+            display=display,
         )
         if images.broken:
             raise SlimdpmError(f"{data}: {images.report_broken()}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,7 +37,7 @@ from slimdpm.report.page import put_analysis, template
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.documents import read_text
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import atomic_file, write_text
+from slimdpm.system.files import atomic_file, write_csv, write_text
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.processes import pick_device
 from slimdpm.system.progress import Display
@@ -150,16 +148,12 @@ def _real_images(
 ) -> tuple[np.ndarray, Sequence | None]:
     """uint8 ``(N, H, W, C)``, drawn by the seed, and their conditions if the network is told of any."""
 
-    def track(items, total):
-        return display.track(items, total, "reading images", "images")
-
     source = open_source(against)
     conditions = shell.conditioning.read(source)[1]
     shell.conditioning.facts(shell.conditioning.ask(Request(), conditions or ()))  # an error now if it cannot be asked
     decoder = Decoder(shell.image_size, shell.image_channels)
-    images: Images = replace(prepare_images(source, decoder, workers=2, track=track), conditions=conditions)
-    broken = images.report_broken()
-    if broken:
+    images: Images = replace(prepare_images(source, decoder, workers=2, display=display), conditions=conditions)
+    if broken := images.report_broken():
         display.say(broken)
     chosen = np.random.default_rng(settings.seed).permutation(len(images))[: settings.count]
     if len(chosen) < 2:
@@ -282,6 +276,4 @@ def _write(section: Section, folder: Path) -> None:
     with atomic_file(folder / f"{section.key}.png") as temporary:
         section.figure.savefig(temporary, format="png", dpi=200)
     write_text(folder / f"{section.key}.svg", section.svg)
-    lines = io.StringIO()
-    csv.writer(lines).writerows([section.header, *section.rows])
-    write_text(folder / f"{section.key}.csv", lines.getvalue())
+    write_csv(folder / f"{section.key}.csv", [section.header, *section.rows])

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from slimdpm.cli.measure import size_option
+from slimdpm.system import amounts
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, figures_table
 
@@ -132,10 +133,10 @@ def _time(
 
 
 def _cells(about: Mapping[str, Any]) -> list[str]:
-    macs = [f"{about[kind] / 1e9:.3f} G" for kind in ("macs", "macs_all")]
+    macs = [amounts.macs(about[kind]) for kind in ("macs", "macs_all")]
     ratio = [f"{about['ratio']:.2f}"] if "ratio" in about else []
     seconds = [f"{latency['median'] * 1e3:.1f}" for latency in about.get("seconds", {}).values()]
-    return [f"{about['params'] / 1e6:.2f} M", f"{about['megabytes']:.1f}", *macs, *ratio, *seconds]
+    return [amounts.parameters(about["params"]), f"{about['megabytes']:.1f}", *macs, *ratio, *seconds]
 
 
 def _numbers(text: str, option: str, kind: Any) -> list[Any]:

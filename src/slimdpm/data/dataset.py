@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from slimdpm.system.amounts import storage
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.files import atomic_file, read_sealed, write_sealed
 from slimdpm.system.hashing import short
+from slimdpm.system.progress import Display
 from slimdpm.system.sizes import Size, sides
 from slimdpm.system.tensor_store import Store
 
@@ -131,23 +132,22 @@ def prepare_images(
     *,
     cache: Path | None = None,
     workers: int = 0,
-    track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
-    say: Callable[[str], None] = lambda line: None,
+    display: Display | None = None,
 ) -> Images:
     """Decode every image once: the broken ones are found before training, the squares are kept if they can be.
 
     Args:
         cache: a folder for the squares (center crops) and for the list of broken images; None keeps nothing.
-        track: wraps the iteration, for a progress bar; called with the items and their number.
-        say: is told what is damaged of the cache and made again.
 
     Raises:
         SlimdpmError: if no image can be read, or the cache does not fit on the disk.
     """
+    display = display or Display()
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
     if isinstance(source, Arrays) and source.images.shape[1:] == decoder.shape:
         return Images(source, decoder, np.arange(len(source)), [], source.images, memory=cache)
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
         fresh = not any(cache.glob("images-*.json"))
         if fresh and all(decoder.attempt(source, i)[1] for i in range(len(source))):
             cache = None  # none can be read, as is said below: there is nothing to keep
@@ -155,9 +155,9 @@ def prepare_images(
     key = short(content_of(source, cache), repr(decoder)) if cache else ""
     index_file = cache / f"images-{key}.json" if cache else None
     squares_file = cache / f"images-{key}.npy" if cache and keep_squares else None
-    broken = None if index_file is None else _kept(index_file, say)
+    broken = None if index_file is None else _kept(index_file, display)
     if broken is None:
-        broken = _decode_all(source, decoder, squares_file, workers, track)
+        broken = _decode_all(source, decoder, squares_file, workers, display)
         check_readable(source, broken)
         if index_file is not None:
             listed = [[i, name, reason] for i, (name, reason) in broken.items()]
@@ -167,14 +167,14 @@ def prepare_images(
     return Images(source, decoder, good, list(broken.values()), squares, memory=cache)
 
 
-def _kept(index_file: Path, say: Callable[[str], None]) -> dict[int, tuple[str, str]] | None:
+def _kept(index_file: Path, display: Display) -> dict[int, tuple[str, str]] | None:
     """The broken images of a cache that is as it was written; None if there is none."""
     if not index_file.exists():
         return None
     try:
         return {i: (name, reason) for i, name, reason in read_sealed(index_file)["broken"]}
     except SlimdpmError as error:
-        say(f"{error}; the images are decoded again")
+        display.say(f"{error}; the images are decoded again")
         return None
 
 
@@ -185,12 +185,13 @@ def check_readable(source: Source, broken: Mapping[int, tuple[str, str]]) -> Non
         raise SlimdpmError(f"none of the {len(source)} images can be read; the first is {name} ({reason})")
 
 
-def _decode_all(source, decoder, squares_file: Path | None, workers: int, track) -> dict[int, tuple[str, str]]:
+def _decode_all(
+    source, decoder, squares_file: Path | None, workers: int, display: Display
+) -> dict[int, tuple[str, str]]:
     """Decode every image, into the cache if there is one. Returns the broken ones: number to (name, reason)."""
     broken: dict[int, tuple[str, str]] = {}
-    results = track(
-        Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers), len(source)
-    )
+    loader = Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers)
+    results = display.track(loader, len(source), "reading images", "images")
     if squares_file is None:
         broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
         return broken

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ from slimdpm.pipelines.sampling import probe
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import check_writable, write_json, write_text
+from slimdpm.system.files import check_writable, write_csv, write_json
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.processes import pick_device, processes
 from slimdpm.system.progress import Display
@@ -143,10 +141,7 @@ def _request(pipeline: DiffusionPipeline, real: Source | None, settings: Setting
 
 def _write(result: Evaluation, folder: Path) -> None:
     write_json(folder / "results.json", result.as_json())
-    lines = io.StringIO()
-    for headings, rows in tables(result):
-        csv.writer(lines).writerows([headings, *rows, []])
-    write_text(folder / "results.csv", lines.getvalue())
+    write_csv(folder / "results.csv", [row for headings, rows in tables(result) for row in (headings, *rows, [])])
 
 
 def _open_models(
@@ -198,17 +193,9 @@ def _is_data(name: str) -> bool:
 
 def _decoded(decoder: Decoder, folder: Path, settings: Settings, display: Display, source: Source) -> Images:
     """A source's squares, as in training: shorter side to the size, centre crop."""
-    state = processes()
-    cache = folder / "cache"
-
-    def track(items, total):
-        return display.track(items, total, "reading images", "images")
-
-    with state.main_process_first():  # one process decodes, the others find the cache
-        cache.mkdir(parents=True, exist_ok=True)
-        images = prepare_images(source, decoder, cache=cache, workers=settings.workers, track=track)
-    broken = images.report_broken()
-    if broken:
+    with processes().main_process_first():  # one process decodes, the others find the cache
+        images = prepare_images(source, decoder, cache=folder / "cache", workers=settings.workers, display=display)
+    if broken := images.report_broken():
         display.say(broken)
     return images
 

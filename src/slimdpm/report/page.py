@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from PIL import Image
 
 from slimdpm.conditioning import Unconditional
-from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, zoom_for
 from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import DenoisingErrors
@@ -25,7 +23,7 @@ from slimdpm.system import amounts
 from slimdpm.system.documents import read_text
 from slimdpm.system.files import write_text
 
-_COLUMNS = 8  # images in a row of samples
+COLUMNS = 8  # images in a row of samples
 _STRIPS = 3  # rows of noises
 
 
@@ -84,12 +82,12 @@ def write_report(path: Path, report: Report) -> None:
         reference=reference,
         strips=[
             [
-                (e.name, _data_url(grid(e.samples[i : i + _COLUMNS], _COLUMNS, zoom=zoom_for(e.samples))))
+                (e.name, _data_url(grid(e.samples[i : i + COLUMNS], COLUMNS, zoom=zoom_for(e.samples))))
                 for e in report.entries
             ]
-            for i in range(0, min(_STRIPS * _COLUMNS, len(reference.samples)), _COLUMNS)
+            for i in range(0, min(_STRIPS * COLUMNS, len(reference.samples)), COLUMNS)
         ],
-        real_picture=_data_url(grid(report.real[: 2 * _COLUMNS], _COLUMNS, zoom=zoom_for(report.real)))
+        real_picture=_data_url(grid(report.real[: 2 * COLUMNS], COLUMNS, zoom=zoom_for(report.real)))
         if len(report.real)
         else None,
         spectra=spectra_figure(spectra),
@@ -98,15 +96,6 @@ def write_report(path: Path, report: Report) -> None:
         errors_figure=errors_figure(errors) if len(errors) > 1 else None,
     )
     write_text(path, page)
-
-
-def _readable(images: Images, chosen: Iterable[int]) -> np.ndarray:
-    """The squares of those that can be read: what has been trained is worth a report, whatever became of the data."""
-    squares = []
-    for number in map(int, chosen):
-        with suppress(Exception):  # decoders raise anything at all
-            squares.append(images.square(number, np.random.default_rng(number)))
-    return np.stack(squares) if squares else np.empty((0, 1, 1, 1), np.uint8)
 
 
 _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"

@@ -5,13 +5,15 @@ What is kept to be read again is sealed: a JSON file beside it holds its digest,
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    lines = io.StringIO()
+    csv.writer(lines).writerows(rows)
+    write_text(path, lines.getvalue())
 
 
 def append_line(path: Path, line: str) -> None:

@@ -107,15 +107,6 @@ def _images(job: Job, shell, cache: Cache | None, accelerator: Accelerator, disp
             display=display,
         )
 
-    def track(items, total):
-        return display.track(items, total, "reading images", "images")
-
     with accelerator.main_process_first():  # the others read what it kept
-        return prepare_images(
-            job.source,
-            decoder,
-            cache=cache.root if cache else None,
-            workers=data.workers,
-            track=track,
-            say=display.say,
-        )
+        root = cache.root if cache else None
+        return prepare_images(job.source, decoder, cache=root, workers=data.workers, display=display)

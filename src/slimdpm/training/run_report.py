@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import numpy as np
 from torch import Tensor
 
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, save_picture, zoom_for
-from slimdpm.report.page import _COLUMNS, Entry, Report, _readable, write_report
+from slimdpm.report.page import COLUMNS, Entry, Report, write_report
 from slimdpm.system.amounts import duration
 from slimdpm.system.devices import resident
 from slimdpm.system.documents import read_text
@@ -31,7 +32,7 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
     curve = run.metrics()
     entries.append(Entry(name, plan.cost, samples, curve))
     for entry in entries:
-        picture = grid(entry.samples, _COLUMNS, zoom=zoom_for(entry.samples))
+        picture = grid(entry.samples, COLUMNS, zoom=zoom_for(entry.samples))
         save_picture(run.samples / f"{entry.name}.png", picture)
     chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
     facts = {
@@ -60,3 +61,12 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
         analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
+
+
+def _readable(images: Images, chosen: Iterable[int]) -> np.ndarray:
+    """The squares of those that can be read: what has been trained is worth a report, whatever became of the data."""
+    squares = []
+    for number in map(int, chosen):
+        with suppress(Exception):  # decoders raise anything at all
+            squares.append(images.square(number, np.random.default_rng(number)))
+    return np.stack(squares) if squares else np.empty((0, 1, 1, 1), np.uint8)
