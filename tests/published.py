@@ -56,6 +56,7 @@ def reduced(files):
             narrow = min(config["block_out_channels"])
             config["block_out_channels"] = [64 if c > narrow else 32 for c in config["block_out_channels"]]
             config["sample_size"] = 8 if "/" in name else 32
+            config["_diffusers_version"] = "0.9.0"  # of an earlier one diffusers would take 64 in place of less
             if isinstance(config.get("attention_head_dim"), list):  # of heads, in diffusers' words
                 config["attention_head_dim"] = [2] * len(config["attention_head_dim"])
             if "cross_attention_dim" in config:
