@@ -174,6 +174,9 @@ def test_the_same_from_python(tmp_path, teacher_folder):
     assert all(torch.equal(a, b) for a, b in zip(student.unet.parameters(), kept.unet.parameters(), strict=True))
     with pytest.raises(SlimdpmError, match="data.path differs"):  # other images in the same folder
         slimdpm.slim(teacher, data[::-1].copy(), ratio=3, output=tmp_path / "run", **options)
+    for name in ("recipe", "output"):
+        with pytest.raises(SlimdpmError, match=f"{name} is no path: 5"):
+            slimdpm.slim(teacher, data, **{**options, "ratio": 3, name: 5})
 
 
 def test_train_from_python(image_folder):

@@ -13,7 +13,7 @@ from rich.console import Console
 from slimdpm.data.open_source import open_source
 from slimdpm.recipe import TEACHER
 from slimdpm.recipe_file import load_recipe
-from slimdpm.system.errors import blamed
+from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.hashing import short
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import Size
@@ -139,7 +139,8 @@ def planned(
         "data": {"path": _data_name(data), "size": size, "cache": cache},
         "train": {"steps": steps},
     }
-    loaded = load_recipe(Path(recipe) if recipe else None, assignments, values=_given(values), settings=settings)
+    file = None if recipe is None else _path("recipe", recipe)
+    loaded = load_recipe(file, assignments, values=_given(values), settings=settings)
     named = data is None or isinstance(data, (str, Path))
     return plan_job(loaded, teacher=teacher if at_hand else None, data=None if named else data, weights=weights)
 
@@ -147,9 +148,15 @@ def planned(
 def _run(job: Job, output: str | Path | None, progress: bool) -> DiffusionPipeline:
     display = Display(Console() if progress else None)
     if output is not None:
-        return run_job(job, output, display)
+        return run_job(job, _path("output", output), display)
     with tempfile.TemporaryDirectory(prefix="slimdpm-") as folder:
         return run_job(job, folder, display)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise SlimdpmError(f"{name} is no path: {value!r}")
+    return Path(value)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
