@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ablation.grid import Cell, Idea, changed
 from torch import Tensor, nn
 
-from slimdpm.method.distiller import Distiller, Pairs
-from slimdpm.method.losses import half_plane_count, spatial_loss
+from slimdpm.method.distiller import Distiller
+from slimdpm.method.losses import Omega, Pairs, half_plane_count, spatial_loss
 from slimdpm.training.trainer import Trainer
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
@@ -53,7 +53,9 @@ class OutputFrequencies(Distiller):
 class AttentionTransfer(OutputFrequencies):
     """Attention maps (arXiv 1612.03928) in place of raw features: mean square over the channels, normalised."""
 
-    def spatial(self, pairs: Pairs) -> Tensor:
+    def term(self, name: str, pairs: Pairs, omega: Omega) -> Tensor:
+        if name != "spatial":
+            return super().term(name, pairs, omega)
         maps = [(_attention(student), _attention(teacher)) for student, teacher in pairs[1:]]
         return spatial_loss([*pairs[:1], *maps])
 
@@ -66,7 +68,9 @@ class NormalisedFeatures(OutputFrequencies):
 
     share: float
 
-    def spatial(self, pairs: Pairs) -> Tensor:
+    def term(self, name: str, pairs: Pairs, omega: Omega) -> Tensor:
+        if name != "spatial":
+            return super().term(name, pairs, omega)
         relative = [F.mse_loss(s.float(), t.float()) / t.float().var() for s, t in pairs[1:]]
         return spatial_loss(pairs[:1]) + self.share * torch.stack(relative).mean()
 

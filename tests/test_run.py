@@ -183,8 +183,8 @@ def test_the_reports_snippet_makes_images(kind, tmp_path, teacher_folder, data):
 
 def test_losses_of_ones_own_train_a_run(tmp_path, teacher_folder, image_folder):
     class Halved(Distiller):
-        def spatial(self, pairs):
-            return super().spatial(pairs) / 2
+        def term(self, name, pairs, omega):
+            return super().term(name, pairs, omega) / (2 if name == "spatial" else 1)
 
     planned = job(teacher_folder, image_folder, "train.steps=1")
     for name, kind in (("own", Halved), ("plain", Distiller)):

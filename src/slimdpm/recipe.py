@@ -315,8 +315,8 @@ class Recipe(Section):
 
     @property
     def losses(self) -> LossSettings:
-        d, gamma = self.distill, None if self.train.snr_gamma == "none" else self.train.snr_gamma
-        return LossSettings(d.lambda_spatial, d.lambda_freq, d.alpha, d.weight_scaling, d.resize, snr_gamma=gamma)
+        gamma = None if self.train.snr_gamma == "none" else self.train.snr_gamma
+        return LossSettings(**self.distill.model_dump(exclude={"pairs", "levels"}), snr_gamma=gamma)
 
     def resolved(
         self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, prompts: Sequence[str]

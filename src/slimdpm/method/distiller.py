@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from slimdpm.method.features import FeaturePair, FeatureTaps
 from slimdpm.method.forward_process import Process, comparison_kind
 from slimdpm.method.losses import (
+    TERMS,
     LossSettings,
+    Omega,
+    Pairs,
     denoising_loss,
-    frequency_loss,
     min_snr_weight,
-    spatial_loss,
     spectral_weight,
 )
 from slimdpm.method.networks import call
-
-Pairs = Sequence[tuple[Tensor, Tensor]]  # (aligned student, teacher): outputs first, then features
 
 
 class TappedStudent(nn.Module):
@@ -50,7 +49,7 @@ class Distiller:
     converted from what its network predicts; and the aligned features of each pair. The outputs count as one more
     pair, at full resolution. Without a teacher only ``L_DDPM`` is left: this trains a teacher or the Lite baseline.
 
-    A term is changed by a subclass: `denoising`, `spatial`, and `weights` for L_freq.
+    A subclass changes L_DDPM by `denoising`, another term by `term`, and ω by `weights`.
 
     Args:
         process: the forward process, its `prediction` being the student's.
@@ -97,25 +96,22 @@ class Distiller:
             student: the student as wrapped for training (`DistributedDataParallel`, compiled), by default as given.
 
         Returns:
-            ``loss`` to be minimised, and unweighted ``denoising``, ``spatial`` and ``frequency``; float32 scalars. A
-            part whose λ is 0 is not computed.
+            ``loss`` to be minimised, and its parts unweighted: ``denoising``, and those of `TERMS` whose λ is not 0;
+            float32 scalars.
         """
         conditions = conditions or {}
         x_t = self.process.add_noise(x0, noise, t)  # (B, C, H, W)
         prediction, features = (student or self.student)(x_t, t, **conditions)
         prediction = self._compared(prediction, x_t, t, self.process.prediction)
         parts = {"denoising": self.denoising(prediction, self.process.target(self.kind, x0, noise, t), t)}
-        if self.teacher is None or not (self.settings.lambda_spatial or self.settings.lambda_freq):
+        if self.teacher is None or not self.settings.terms:
             return {"loss": parts["denoising"], **parts}
         truth, truths = self.teach(x_t, t, conditions)
         pairs = [(prediction, truth), *zip(features, truths, strict=True)]
         loss = parts["denoising"]
-        if self.settings.lambda_spatial:
-            parts["spatial"] = self.spatial(pairs)
-            loss = loss + self.settings.lambda_spatial * parts["spatial"]
-        if self.settings.lambda_freq:
-            parts["frequency"] = frequency_loss(pairs, self.weights(x0, pairs, t))
-            loss = loss + self.settings.lambda_freq * parts["frequency"]
+        for name, factor in self.settings.terms.items():
+            parts[name] = self.term(name, pairs, lambda: self.weights(x0, pairs, t))
+            loss = loss + factor * parts[name]
         return {"loss": loss, **parts}
 
     def denoising(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
@@ -123,9 +119,9 @@ class Distiller:
         weight = self.timestep_weight[t] if self.timestep_weight is not None else None  # (B,)
         return denoising_loss(prediction, target, weight)
 
-    def spatial(self, pairs: Pairs) -> Tensor:
-        """L_spatial."""
-        return spatial_loss(pairs)
+    def term(self, name: str, pairs: Pairs, omega: Omega) -> Tensor:
+        """One of `TERMS`, such as L_spatial and L_freq."""
+        return TERMS[name][1](pairs, omega)
 
     @torch.no_grad()
     def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:

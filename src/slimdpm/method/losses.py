@@ -8,7 +8,7 @@ squares nor a Fourier transform on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -159,3 +159,21 @@ class LossSettings:
     weight_scaling: str = "mean"
     resize: str = "area"
     snr_gamma: float | None = None
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """λ of each of `TERMS` that is not off."""
+        factors = {name: getattr(self, setting) for name, (setting, _) in TERMS.items()}
+        return {name: factor for name, factor in factors.items() if factor}
+
+
+Pairs = Sequence[tuple[Tensor, Tensor]]  # (aligned student, teacher): outputs first, then features
+Omega = Callable[[], Sequence[Tensor]]  # gives ω of each pair
+
+# The terms of distillation, in the order in which they are added and shown: which λ of `LossSettings` weighs each, and
+# what it is.
+TERMS: dict[str, tuple[str, Callable[[Pairs, Omega], Tensor]]] = {
+    "spatial": ("lambda_spatial", lambda pairs, omega: spatial_loss(pairs)),
+    "frequency": ("lambda_freq", lambda pairs, omega: frequency_loss(pairs, omega())),
+}
+PARTS = ("denoising", *TERMS)  # of a loss, as logs and reports call them

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from slimdpm.method.losses import PARTS
 from slimdpm.metrics.denoising import DenoisingErrors
 from slimdpm.metrics.spectrum import Spectrum
 
@@ -61,7 +62,7 @@ def frequency_ticks(lowest: float) -> tuple[list[float], list[str]]:
 
 def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Each part of the loss over the steps, one panel a part, one line a network."""
-    parts = [p for p in ("denoising", "spatial", "frequency") if any(p in line for c in curves.values() for line in c)]
+    parts = [p for p in PARTS if any(p in line for c in curves.values() for line in c)]
     figure = Figure(figsize=(7.2, 2.5 if len(parts) > 1 else 3.0), layout="constrained")
     for axes, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         for i, (name, lines) in enumerate(curves.items()):

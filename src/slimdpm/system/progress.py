@@ -104,8 +104,8 @@ class Display:
                 task.advance()
 
 
-def loss_line(values: Mapping[str, float], names: Iterable[str] = ("loss", "denoising", "spatial", "frequency")) -> str:
-    """The loss and its parts in one short line."""
+def loss_line(values: Mapping[str, float], names: Iterable[str]) -> str:
+    """Those of the values that have these names, in one short line."""
     return "  ".join(f"{name} {values[name]:.4f}" for name in names if name in values)
 
 

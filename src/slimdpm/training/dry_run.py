@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from slimdpm.method.cost import Cost
+from slimdpm.method.losses import TERMS
 from slimdpm.system.amounts import storage
 from slimdpm.system.sizes import described
 from slimdpm.training.accelerator import split_batch
@@ -124,8 +125,9 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     gamma = train["snr_gamma"]
     denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")
     if recipe["task"] == "slim":
-        weights = f"λ_s {distill['lambda_spatial']:g}, λ_f {distill['lambda_freq']:g}, α {distill['alpha']:g}"
-        yield "losses", f"{denoising}, spatial, frequency: {weights}, ω scaled to {distill['weight_scaling']}"
+        factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, _) in TERMS.items())
+        omega = f"α {distill['alpha']:g}, ω scaled to {distill['weight_scaling']}"
+        yield "losses", f"{', '.join((denoising, *TERMS))}: {factors}, {omega}"
     else:
         yield "loss", denoising
     yield "precision", train["precision"]

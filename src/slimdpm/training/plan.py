@@ -183,7 +183,7 @@ def _pairs(recipe: Recipe, plan: Plan, teacher: Teacher) -> list[FeaturePair]:
         if not isinstance(d.pairs, str):
             raise SlimdpmError("distill.pairs: a transformer has no blocks to pair; leave it to none")
         return []
-    if not d.lambda_spatial and not d.lambda_freq:
+    if not recipe.losses.terms:
         return []
     base = {**teacher.config, "sample_size": plan.config["sample_size"]}
     return match_features(plan.config, base, pairs=d.pairs, levels=d.levels)

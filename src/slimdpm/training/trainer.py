@@ -24,6 +24,7 @@ from slimdpm.data.dataset import Images
 from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.inherit import inherited_weights
+from slimdpm.method.losses import PARTS
 from slimdpm.method.networks import build
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
@@ -260,7 +261,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.log({"step": steps[-1], **values, "seconds": round(self.state.seconds, 2)})
             self.accelerator.log(values, step=steps[-1])
-        return f"{loss_line(values)}  {values['images_per_second']:.0f} images/s"
+        return f"{loss_line(values, ('loss', *PARTS))}  {values['images_per_second']:.0f} images/s"
 
     def _not_finite(self, step: int, values: Mapping[str, float]) -> SlimdpmError:
         parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
