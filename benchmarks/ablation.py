@@ -1,4 +1,4 @@
-"""Each part of the method by itself, at equal cost and equal training: the figures of docs/ablation.md.
+"""Each part of the method by itself, at equal cost and equal training: the figures of docs/findings.md.
 
     python benchmarks/ablation.py clothing-64.npz --size 32 --work runs/ablation-32
 
@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from ablation.run import Ablation
-from ablation.tables import changes, effects, headlines, markdown, rows
+from ablation.tables import page
 from ablation_ideas import idea_cells
 from rich.console import Console
 
@@ -43,7 +43,7 @@ def main() -> None:
     if options.latency:
         ablation.measure_latency()
     results = ablation.results() if options.report else ablation.run(options.group)
-    tables = "\n".join(markdown(*table(results)) for table in (headlines, effects, changes, rows))
+    tables = page(results)
     write_json(options.output / f"{name}.json", results)
     write_text(options.output / f"{name}.md", tables)
     ablation.pictures(options.output, name)

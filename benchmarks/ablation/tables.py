@@ -217,3 +217,32 @@ def markdown(headings: Sequence[str], table: Sequence[Sequence[str]]) -> str:
         "|" + "|".join("---" if i == 0 else "--:" for i in range(len(headings))) + "|",
     ]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)]) + "\n"
+
+
+INTRODUCTION = (
+    "Written by `benchmarks/ablation.py` from the JSON beside this file; docs/findings.md says what the figures mean "
+    "and how they were measured. Ratios: below 1 is better, and an interval that holds 1 shows nothing."
+)
+SECTIONS = (
+    ("Students beside Lite and the teacher", headlines, "In brackets the 95 % interval over the seeds."),
+    (
+        "Each part by itself",
+        effects,
+        "Each part's ratio of with to without, the geometric mean over what else a student may have.",
+    ),
+    (
+        "One change at a time",
+        changes,
+        "Ratios to Spectral from the teacher's weights (outputs distilled with λ = 2, α = −1, gates that start near a "
+        "low-pass, all timesteps weighed alike) of the same seed. The first column is of the held-out images, by which "
+        "alone anything was chosen.",
+    ),
+    ("All cells", rows, "Ratios to Lite of the same seed, with the standard error of the mean."),
+)
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """All tables, with a heading and what the figures are."""
+    parts = [f"# The ablation's tables\n\n{INTRODUCTION}\n"]
+    parts += [f"## {title}\n\n{about}\n\n{markdown(*made(results))}" for title, made, about in SECTIONS]
+    return "\n".join(parts)

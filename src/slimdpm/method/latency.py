@@ -44,7 +44,13 @@ class Latency:
         return cls(median, low, high)
 
 
-def timings(calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 20) -> dict[str, Latency]:
+def timings(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int = 20,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
     """Seconds of each call.
 
     They take turns, so that whatever else the machine does falls on all of them alike: the ratios are what counts.
@@ -53,6 +59,8 @@ def timings(calls: Mapping[str, Callable[[], object]], device: torch.device, *, 
         calls: by name.
         device: that is waited for.
         rounds: of each, after one that is not counted.
+        clock: `time.process_time` is the processor's time of all threads: with one thread it repeats best, since it
+            stands still while other work has the processor.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -60,15 +68,22 @@ def timings(calls: Mapping[str, Callable[[], object]], device: torch.device, *, 
         for turn in range(rounds + 1):
             for name, call in calls.items():
                 wait()
-                start = time.perf_counter()
+                start = clock()
                 call()
                 wait()
                 if turn:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(clock() - start)
     return {name: Latency.of(values) for name, values in seconds.items()}
 
 
-def latencies(networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1, tokens: int = 77) -> dict[str, float]:
+def latencies(
+    networks: Mapping[str, Any],
+    *,
+    rounds: int = 20,
+    batch: int = 1,
+    tokens: int = 77,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of one forward pass of each network, see `timings`.
 
     Args:
@@ -76,10 +91,11 @@ def latencies(networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1, 
         rounds: passes of each, after one that is not counted.
         batch: of the input.
         tokens: length of the conditioning sequence of a cross-attention U-Net.
+        clock: as in `timings`.
     """
     device = next(next(iter(networks.values())).parameters()).device
     calls = {name: _call(network, batch, tokens, device) for name, network in networks.items()}
-    return {name: found.median for name, found in timings(calls, device, rounds=rounds).items()}
+    return {name: found.median for name, found in timings(calls, device, rounds=rounds, clock=clock).items()}
 
 
 def best_latencies(
