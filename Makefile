@@ -1,11 +1,11 @@
-# Two commands for a newcomer, each does all its own set-up: make demo, make test.
+# Two commands for a newcomer, each does all its own set-up: make demo, make test. A third builds the docs: make docs.
 # PYTHON is any Python from 3.11 on; the versions are those of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_OUTPUT ?= demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/slimdpm demo -o $(DEMO_OUTPUT)
@@ -15,6 +15,9 @@ test: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -q
+
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slimdpm needs Python 3.11 or later")'
@@ -33,5 +36,11 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.torch-installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.demo-installed
 
+# The reference is read off the sources: nothing of slimdpm is imported, so torch is not needed.
+$(VENV)/.docs-installed: pyproject.toml constraints.txt mkdocs.yml | $(BIN)/python
+	$(BIN)/pip install --quiet -c constraints.txt $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache
