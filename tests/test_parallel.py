@@ -1,6 +1,8 @@
 """Two gloo processes on a CPU do what one does with the joined batch, feature taps included."""
 
 import os
+import signal
+import threading
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.features import match_features
 from slimdpm.method.forward_process import Process
 from slimdpm.recipe_file import validate
+from slimdpm.system import processes
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.training.accelerator import split_batch
 
@@ -84,3 +87,21 @@ def test_batches_are_split_over_processes_and_micro_steps(batch, most, processes
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(SlimdpmError, match="batch_size 64 cannot be shared evenly by 3 processes"):
         split_batch(validate({"data": {"path": "x"}}), 3)
+
+
+def interrupted_while_waiting():
+    true = processes.hearing
+
+    def hearing():
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return true()
+
+    processes.hearing = hearing
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ctrl_c_ends_a_process_that_waits_for_others_to_come(rank, tmp_path, teacher_folder, image_folder):
+    words = ("slim", teacher_folder, image_folder, "-o", tmp_path / "run", "--steps", 1, "--width", 16)
+    alone = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29717"}
+    done = Forked(command(*words, before=interrupted_while_waiting), alone).wait()
+    assert done.code == 130 and done.err.endswith("stopped\n")  # after what torch says of the connection

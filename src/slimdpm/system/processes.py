@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 
 from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.stop_signals import hearing
 
 
 def processes() -> PartialState:
-    """This process among those of one launch: its rank, its device, and a barrier."""
-    return PartialState(cpu=on_cpu())
+    """This process among those of one launch: its rank, its device, and a barrier. The first call meets the others."""
+    meets = launched()[1] > 1 and not PartialState._shared_state
+    with hearing() if meets else nullcontext():
+        return PartialState(cpu=on_cpu())
 
 
 def on_cpu() -> bool:

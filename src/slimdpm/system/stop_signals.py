@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,38 @@ def interruptible() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
     return received
+
+
+@contextmanager
+def hearing(patience: float = 2.0) -> Iterator[None]:
+    """While a library waits and lets no handler run: a signal that none has heard in so many seconds ends the process.
+
+    So waits the meeting of a launch's processes, if one of them is stopped before it comes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    heard = threading.Event()
+
+    def listen() -> None:
+        number = os.read(reader, 1)
+        if number and not heard.wait(patience):
+            print("stopped", file=sys.stderr, flush=True)
+            os._exit(128 + number[0])
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        heard.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
 
 
 def leave_to_parent(worker: int) -> None:

@@ -15,7 +15,7 @@ from slimdpm.recipe import Recipe
 from slimdpm.recipe_file import flatten
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.processes import on_cpu
+from slimdpm.system.processes import on_cpu, processes
 
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -30,6 +30,7 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
     # accelerate keeps its settings in singletons; a second run in this process brings its own.
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    processes()
     try:
         accelerator = Accelerator(
             cpu=on_cpu(),
