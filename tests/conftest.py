@@ -1,6 +1,10 @@
 """What many tests are given: a teacher and images, made once."""
 
+import logging
 import os
+import signal
+import sys
+import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the network would fail, not hang
 
@@ -17,6 +21,20 @@ torch.set_num_threads(1)  # the tests run side by side
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """A command has its process to itself: it takes the signals, and silences the libraries."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels, hook, filters = [logger.level for logger in loggers], sys.unraisablehook, warnings.filters[:]
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    sys.unraisablehook, warnings.filters[:] = hook, filters
 
 
 @pytest.fixture(scope="session")

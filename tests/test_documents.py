@@ -1,12 +1,10 @@
 """What others wrote: YAML and JSON within bounds, and messages that a terminal can show."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
-import warnings
 
 import pytest
 import yaml
@@ -141,20 +139,6 @@ def test_configs_have_bounds():
     }.items():
         with pytest.raises(SlimdpmError, match=key):
             build({**TINY, "_class_name": "UNet2DModel", key: value})
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was():
-    """A command has its process to itself: it takes the signals, and silences the libraries."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels, hook, filters = [logger.level for logger in loggers], sys.unraisablehook, warnings.filters[:]
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    sys.unraisablehook, warnings.filters[:] = hook, filters
 
 
 def run_main(monkeypatch, capsys, error, *arguments):
