@@ -213,7 +213,7 @@ def life(kind: str, number: int, work: Path, whole: dict, seconds: float, rng: r
             continue
         one = number == signal.SIGKILL and rng.random() < 0.5  # of two processes one or both; Ctrl-C reaches both
         child.send(number, child.pids[rng.randrange(processes) :][:1] if one else child.pids)
-        if not child.wait(120):
+        if not child.wait(600):
             child.send(signal.SIGKILL, child.pids)
             child.wait(60)
             if number != signal.SIGKILL or processes == 1:
