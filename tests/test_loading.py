@@ -118,6 +118,7 @@ def test_configs_that_ask_for_code(tmp_path, part, key):
         ("vqvae/config.json", {"block_out_channels": "wide"}),
         ("vqvae/config.json", {"in_channels": 1}),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
         ("scheduler/scheduler_config.json", {"beta_schedule": {}}),
     ],
 )
@@ -128,6 +129,13 @@ def test_wild_values_are_one_line_with_and_without_weights(tmp_path, file, value
         with pytest.raises(SlimdpmError) as error:
             load_teacher(tmp_path, weights=weights)
         assert "\n" not in str(error.value) and len(str(error.value)) <= 500
+
+
+def test_a_tokenizer_that_cannot_make_a_batch(tmp_path):
+    text_pipeline(tmp_path).save_pretrained(tmp_path / "teacher")
+    edit(tmp_path / "teacher" / "tokenizer" / "tokenizer_config.json", model_max_length=0)
+    with pytest.raises(SlimdpmError, match="what encodes the conditions of .* does not work"):
+        load_teacher(tmp_path / "teacher")
 
 
 def test_a_hub_repository_of_half_precision_alone_is_asked_for_it(folder, monkeypatch):

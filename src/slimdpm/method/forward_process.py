@@ -59,8 +59,9 @@ class Process:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def check(self) -> None:
-        """Raise a `SlimdpmError` if ``ᾱ_t`` are no list of numbers between 0 and 1."""
-        if self.alphas_cumprod.ndim != 1 or not ((self.alphas_cumprod >= 0) & (self.alphas_cumprod <= 1)).all():
+        """Raise a `SlimdpmError` if ``ᾱ_t`` are no list of numbers between 0 and 1, or there are none."""
+        alphas = self.alphas_cumprod
+        if alphas.ndim != 1 or not len(alphas) or not ((alphas >= 0) & (alphas <= 1)).all():
             raise SlimdpmError("the scheduler's betas are no noise schedule: numbers between 0 and 1 are needed")
 
     def check_training(self, *predictions: str) -> None:

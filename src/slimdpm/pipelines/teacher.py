@@ -84,14 +84,15 @@ def _try(name: str, network: Any, shell: Shell) -> None:
     conditioning, inputs = shell.conditioning, {}
     with blamed(f"what encodes the conditions of {name} does not work"):
         if isinstance(conditioning, Text):
-            inputs = Text.training_inputs(conditioning, {"conditions": ["a"]})
+            texts = ["a", "some more words"]  # of different lengths, as in a batch
+            inputs = Text.training_inputs(conditioning, {"conditions": texts})
         elif isinstance(conditioning, ClassLabels):
             where: Any = conditioning.embedder.device if conditioning.embedder else "meta"
-            inputs = conditioning.training_inputs({"conditions": torch.zeros(1, dtype=torch.long, device=where)})
+            inputs = conditioning.training_inputs({"conditions": torch.zeros(2, dtype=torch.long, device=where)})
     with blamed(f"the network of {name} does not work with the rest of it"), torch.device("meta"):
-        sample = torch.empty(1, network.config.in_channels, *sides(shell.size))
+        sample = torch.empty(2, network.config.in_channels, *sides(shell.size))
         outline = build({**network.config, "_class_name": type(network).__name__})
-        call(outline, sample, torch.zeros(1), map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
+        call(outline, sample, torch.zeros(2), map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
     if shell.autoencoder is not None:
         with blamed(f"the autoencoder of {name} does not work"), torch.device("meta"):
             trial = replace(shell, autoencoder=like(shell.autoencoder))
