@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from slimdpm.analysis.observation import Observation
 from slimdpm.metrics.spectrum import PowerLaw, Spectrum
-from slimdpm.report.figures import colour, frequency_ticks
+from slimdpm.report.figures import colour, frequency_axis
 from slimdpm.system import amounts
 from slimdpm.wavelet import SUBBANDS
 
@@ -26,7 +26,7 @@ def data_figure(spectrum: Spectrum, law: PowerLaw) -> Figure:
     axes.loglog(spectrum.frequency, spectrum.power, "ko", markersize=3, label="real images")
     label = f"power law, slope {law.slope:.2f} ± {law.error:.2f}"
     axes.loglog(spectrum.frequency, law(spectrum.frequency), color="#D55E00", label=label)
-    _frequency_axis(axes, spectrum.frequency)
+    frequency_axis(axes, spectrum.frequency[0])
     axes.set_ylabel("power")
     axes.legend(frameon=False)
     return figure
@@ -51,7 +51,7 @@ def theory_figure(frequency: np.ndarray, timesteps: np.ndarray, gain: np.ndarray
             marker="" if i < 4 else ".",
             label=f"t = {timesteps[k]}",
         )
-    _frequency_axis(left, frequency)
+    frequency_axis(left, frequency[0])
     left.set_ylabel("gain G(f)")
     left.set_title("The filter at a noise level", fontsize=10)
     left.legend(frameon=False, fontsize=8)
@@ -96,7 +96,7 @@ def sizes_figure(real: Spectrum, networks: Mapping[str, tuple[float, Spectrum]])
         axes.loglog(real.frequency, ratio, color=colour(name, i), linestyle=_DASHES[i % 4], **marker)
         ends.append((float(np.log10(ratio[-1])), f"{name}, {amounts.macs(macs)}", colour(name, i)))
     axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
-    _frequency_axis(axes, real.frequency)
+    frequency_axis(axes, real.frequency[0])
     low, high = (np.log10(v) for v in axes.get_ylim())
     for place, (_, text, shade) in zip(_apart([e[0] for e in ends], 0.06 * (high - low)), ends, strict=True):
         axes.annotate(text, (0.52, 10**place), color=shade, fontsize=8, va="center", annotation_clip=False)
@@ -151,13 +151,6 @@ def _over_time(axes, frequency: np.ndarray, timesteps: np.ndarray, share: np.nda
     axes.set_ylabel("power of x̂₀ ÷ real")
     if legend:
         axes.legend(frameon=False, fontsize=8, title="cycles per pixel", title_fontsize=8)
-
-
-def _frequency_axis(axes, frequency: Sequence[float] | np.ndarray) -> None:
-    ticks, labels = frequency_ticks(float(frequency[0]))
-    axes.set_xticks(ticks, labels)
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("frequency (cycles per pixel)")
 
 
 def _shade(i: int, count: int) -> str:

@@ -165,7 +165,7 @@ def complexity(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 
     rows = complexity_rows()
     if as_json:
-        print(json.dumps([vars(row) for row in rows], indent=2))
+        print(json.dumps([row.as_json() for row in rows], indent=2))
         return
     headings = ("task", "network", "parameters", "paper", "", "MACs conv+linear", "paper", "", "MACs all")
     _wide().print(figures_table(headings, (row.cells() for row in rows), texts=(0, 1)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from slimdpm.method.cost import measure
+from slimdpm.method.cost import Cost, measure
 from slimdpm.method.presets import PRESETS, Preset
 from slimdpm.system import amounts
 
@@ -20,45 +21,30 @@ KINDS = {"teacher": "", "Lite": "-lite", "Spectral": "-spectral"}
 
 @dataclass(frozen=True)
 class Row:
-    """One network.
-
-    Attributes:
-        task, network: as the paper has them.
-        macs: conv+linear, the paper's convention.
-        macs_all: with the products inside attention.
-        paper_params, paper_macs: the paper's, None where there is none.
-        recalled: the paper's figures are from memory and not checked against its page.
-    """
+    """One network of a task, as the paper has them, with our preset and what we count of it."""
 
     task: str
     network: str
-    preset: str
-    params: int
-    macs: int
-    macs_all: int
-    paper_params: float | None
-    paper_macs: float | None
-    recalled: bool
-    note: str
+    preset: Preset
+    cost: Cost
+
+    def as_json(self) -> dict[str, Any]:
+        params, macs = self.preset.paper
+        theirs = {"paper_params": params, "paper_macs": macs, "recalled": self.preset.recalled}
+        about = {"task": self.task, "network": self.network, "preset": self.preset.name, "note": self.preset.note}
+        return {**about, **vars(self.cost), **theirs}
 
     def cells(self) -> list[str]:
         """For a table: task, network, parameters, the paper's, difference, MACs, the paper's, difference, MACs all."""
-        return [
-            self.task,
-            self.network,
-            amounts.parameters(self.params),
-            self._claim(self.paper_params, 1e6, "M"),
-            difference(self.params, self.paper_params),
-            amounts.macs(self.macs),
-            self._claim(self.paper_macs, 1e9, "G"),
-            difference(self.macs, self.paper_macs),
-            amounts.macs(self.macs_all),
-        ]
+        cost, (params, macs) = self.cost, self.preset.paper
+        counted = [amounts.parameters(cost.params), self._claim(params, 1e6, "M"), difference(cost.params, params)]
+        counted += [amounts.macs(cost.macs), self._claim(macs, 1e9, "G"), difference(cost.macs, macs)]
+        return [self.task, self.network, *counted, amounts.macs(cost.macs_all)]
 
     def _claim(self, value: float | None, unit: float, letter: str) -> str:
         if value is None:
             return "–"
-        return f"{value / unit:g} {letter}" + ("*" if self.recalled else "")
+        return f"{value / unit:g} {letter}" + ("*" if self.preset.recalled else "")
 
 
 def difference(ours: float, paper: float | None) -> str:
@@ -68,11 +54,5 @@ def difference(ours: float, paper: float | None) -> str:
 
 def complexity_rows() -> list[Row]:
     """Every network of the paper's complexity claims, in the paper's order."""
-    return [_row(task, kind, PRESETS[base + suffix]) for task, base in TASKS.items() for kind, suffix in KINDS.items()]
-
-
-def _row(task: str, kind: str, preset: Preset) -> Row:
-    cost = measure(preset.config, tokens=preset.tokens)
-    return Row(
-        task, kind, preset.name, cost.params, cost.macs, cost.macs_all, *preset.paper, preset.recalled, preset.note
-    )
+    networks = [(task, kind, PRESETS[base + suffix]) for task, base in TASKS.items() for kind, suffix in KINDS.items()]
+    return [Row(*network, measure(network[2].config, tokens=network[2].tokens)) for network in networks]

@@ -90,8 +90,12 @@ def from_influence(value: float, influence: np.ndarray, reference_influence: np.
     return Measured(value, value + draws.images @ influence + draws.reference @ reference_influence)
 
 
-def unbiased_distance(value: float, replicates: np.ndarray) -> Measured:
-    """A distance, never negative. Resampled sets are further apart than the sets themselves: that bias is taken off."""
+def unbiased_distance(values: np.ndarray) -> Measured:
+    """A distance, never negative, of the sets and of each draw of them ``(1 + B,)``.
+
+    Resampled sets are further apart than the sets themselves: that bias is taken off.
+    """
+    value, replicates = float(values[0]), values[1:]
     return Measured(value, np.maximum(replicates - replicates.mean() + value, 0))
 
 

@@ -95,7 +95,7 @@ def sliced_wasserstein(
             for part, shares in ((images[size], draws.images), (real, draws.reference))
         ]
         distances = np.abs(quantiles[0] - quantiles[1]).mean(axis=(1, 2))  # (1 + B,)
-        result[f"SWD {size}px"] = unbiased_distance(float(distances[0]), distances[1:])
+        result[f"SWD {size}px"] = unbiased_distance(distances)
     return result
 
 
@@ -105,7 +105,9 @@ def _quantiles(projected: np.ndarray, shares: np.ndarray) -> np.ndarray:
     Values are sorted once; a draw only changes their weights.
     """
     count, each, directions = projected.shape
-    weights = np.concatenate([np.full((1, count), 1 / count), _renormalised(shares[:REPLICATES, :count])])
+    used = shares[:REPLICATES, :count]
+    used = used / used.sum(axis=1, keepdims=True)  # of the first images alone they sum to 1 again
+    weights = np.concatenate([np.full((1, count), 1 / count), used])
     levels = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     result = np.empty((len(weights), directions, _QUANTILES), np.float32)
     for d in range(directions):
@@ -116,8 +118,3 @@ def _quantiles(projected: np.ndarray, shares: np.ndarray) -> np.ndarray:
             cumulative = np.cumsum(weight[owners]) / each
             result[b, d] = values[np.searchsorted(cumulative, levels).clip(max=len(values) - 1)]
     return result
-
-
-def _renormalised(shares: np.ndarray) -> np.ndarray:
-    """Shares that sum to 1 again when only the first images are used."""
-    return shares / shares.sum(axis=1, keepdims=True)

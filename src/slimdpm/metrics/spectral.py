@@ -34,15 +34,17 @@ def spectral_metrics(images: np.ndarray, reference: np.ndarray, draws: Draws) ->
     frequency = ring_frequencies(2 * images.shape[1])  # images of an even size
     decibel = 10 * np.log10((mean + _TINY) / (real + _TINY))  # (1 + B, rings)
     result = {
-        "log-spectral distance, dB": _distance(_rms(decibel)),
-        "upper-half error, dB": _distance(_rms(decibel[:, frequency > 0.25])),
+        name: unbiased_distance(np.sqrt((part**2).mean(axis=1)))
+        for name, part in (
+            ("log-spectral distance, dB", decibel),
+            ("upper-half error, dB", decibel[:, frequency > 0.25]),
+        )
     }
     for low, high in octaves(len(frequency)):
         inside = (frequency > low) & (frequency <= high)
         weight = frequency[inside]  # a ring's area grows with its radius
-        result[f"power ratio {low:g}-{high:g}"] = _measured(
-            (mean[:, inside] @ weight + _TINY) / (real[:, inside] @ weight + _TINY)
-        )
+        ratios = (mean[:, inside] @ weight + _TINY) / (real[:, inside] @ weight + _TINY)  # (1 + B,)
+        result[f"power ratio {low:g}-{high:g}"] = Measured(float(ratios[0]), ratios[1:])
     return result
 
 
@@ -58,15 +60,3 @@ def octaves(rings: int) -> list[tuple[float, float]]:
 def _resampled(spectra: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Mean spectra: of all images first, then of each draw ``(1 + B, rings)``."""
     return np.concatenate([spectra.mean(axis=0, keepdims=True), shares @ spectra])
-
-
-def _rms(decibel: np.ndarray) -> np.ndarray:
-    return np.sqrt((decibel**2).mean(axis=1))
-
-
-def _measured(values: np.ndarray) -> Measured:
-    return Measured(float(values[0]), values[1:])
-
-
-def _distance(values: np.ndarray) -> Measured:
-    return unbiased_distance(float(values[0]), values[1:])

@@ -45,19 +45,19 @@ def spectra_figure(spectra: Mapping[str, Spectrum]) -> str:
     upper.legend(frameon=False)
     lower.set_ylabel(f"ratio to {names[0]}")
     lower.set_yscale("log")
-    lower.set_xlabel("frequency (cycles per pixel)")
-    lower.set_xticks(*frequency_ticks(reference.frequency[0]))
-    lower.set_xticks([], minor=True)
+    frequency_axis(lower, reference.frequency[0])
     for axes in (upper, lower):
         axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
     upper.text(0.26, upper.get_ylim()[0], " upper half", va="bottom", fontsize=8, color="#666666")
     return svg_of(figure)
 
 
-def frequency_ticks(lowest: float) -> tuple[list[float], list[str]]:
-    """Octaves from Nyquist down to the lowest frequency, and their labels as fractions of a cycle per pixel."""
+def frequency_axis(axes: Any, lowest: float) -> None:
+    """Octaves from Nyquist down to the lowest frequency, as fractions of a cycle per pixel."""
     ticks = [f for f in (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2) if f >= lowest * 0.99]
-    return ticks, [f"1/{round(1 / f)}" for f in ticks]
+    axes.set_xticks(ticks, [f"1/{round(1 / f)}" for f in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("frequency (cycles per pixel)")
 
 
 def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
