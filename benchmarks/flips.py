@@ -162,7 +162,7 @@ def main() -> None:
         assert "made again" not in opened(job, folder)
         results[f"{name}, flipped"] = flips(name, 8, files, lambda j=job, f=folder: opened(j, f), rng)
     evaluated(work / "evaluation")
-    files = sorted((work / "evaluation").rglob("0*"))
+    files = sorted((work / "evaluation").rglob("0*.*"))
     assert not evaluated(work / "evaluation")
     results["evaluation, flipped"] = flips("evaluation", 16, files, lambda: evaluated(work / "evaluation"), rng)
     summary = {
