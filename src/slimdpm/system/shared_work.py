@@ -21,12 +21,19 @@ def claim(folder: Path) -> AcquireReturnProxy:
     Raises:
         SlimdpmError: if another process holds it, or it cannot be made.
     """
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if (held := _hold(folder / ".lock", 0)) is None:
+        raise SlimdpmError(f"another process is working in {folder}")
+    return held
+
+
+def _hold(lock: Path, seconds: float = -1) -> AcquireReturnProxy | None:
+    """A lock, waited for so long, by default for ever; None if another process has it still."""
+    with explained(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return FileLock(folder / ".lock").acquire(timeout=0)
+            return FileLock(lock).acquire(seconds)
         except Timeout:
-            raise SlimdpmError(f"another process is working in {folder}") from None
+            return None
 
 
 @contextmanager
@@ -74,11 +81,12 @@ def share(
     """
     elsewhere = []
     for piece in pieces:
-        try:
-            with FileLock(lock(piece), timeout=0):
-                do(piece)
-        except Timeout:
+        if (held := _hold(lock(piece), 0)) is None:
             elsewhere.append(piece)
-    for piece in elsewhere if wait else ():
-        with FileLock(lock(piece)):
+            continue
+        with held:
             do(piece)
+    for piece in elsewhere if wait else ():
+        if held := _hold(lock(piece)):
+            with held:
+                do(piece)

@@ -114,8 +114,6 @@ class Store:
         state = processes()
         self._check_disk(label, display)
         state.wait_for_everyone()  # nobody writes before all have looked: they go on, or fail, together
-        with explained(self.folder):
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         mine = list(self.layout.ranges())[state.process_index :: state.num_processes]
         with display.task(label, sum(last - first for first, last in mine), unit="rows") as task:
 
