@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel, VQModel
-from helpers import TINY, latent_pipeline, text_pipeline
+from helpers import TINY, latent_pipeline, text_pipeline, xl_pipeline
 
 from slimdpm import load_pipeline
 from slimdpm.pipelines.loading import checked_index, locate
@@ -129,6 +129,13 @@ def test_wild_values_are_one_line_with_and_without_weights(tmp_path, file, value
         with pytest.raises(SlimdpmError) as error:
             load_teacher(tmp_path, weights=weights)
         assert "\n" not in str(error.value) and len(str(error.value)) <= 500
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_an_outline_is_in_single_precision_whatever_a_text_encoder_was(key, tmp_path):
+    xl_pipeline(tmp_path).save_pretrained(tmp_path / "teacher")
+    edit(tmp_path / "teacher" / "text_encoder_2" / "config.json", **{"dtype": None, key: "float16"})
+    load_teacher(tmp_path / "teacher", weights=False)
 
 
 def test_a_tokenizer_that_cannot_make_a_batch(tmp_path):

@@ -329,4 +329,4 @@ def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Modul
     with blamed(f"{folder} cannot be loaded"), torch.device("meta"), built_within(folder), _quiet():
         if issubclass(cls, ConfigMixin):
             return cls.from_config(cls.load_config(folder))
-        return cls(cls.config_class.from_pretrained(folder))  # transformers
+        return cls(cls.config_class.from_pretrained(folder)).float()  # transformers: its configs tell a precision
