@@ -15,8 +15,9 @@ import reference_ldm as reference
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from helpers import Forked, command
 from safetensors.torch import load_file, save_file
-from test_cli import invoke, slimdpm_command
+from test_cli import invoke
 from test_originals import YAMLS, original, reduced
 
 from slimdpm import load_pipeline
@@ -210,11 +211,10 @@ def test_what_only_training_needs_is_left_aside(ffhq, tmp_path):
 
 
 def test_a_checkpoint_of_another_architecture(ffhq, tmp_path):
-    done = slimdpm_command(
-        "import", ffhq / "model.ckpt", "--config", YAMLS / "lsun_churches.yaml", "-o", tmp_path / "out"
-    )
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert "does not belong to" in done.stderr and "missing: model_ema." in done.stderr and "more" in done.stderr
+    words = ("import", ffhq / "model.ckpt", "--config", YAMLS / "lsun_churches.yaml", "-o", tmp_path / "out")
+    done = Forked(command(*words)).wait()
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert "does not belong to" in done.err and "missing: model_ema." in done.err and "more" in done.err
     assert os.listdir(tmp_path) == []
 
 
@@ -281,8 +281,9 @@ def test_a_yaml_that_is_no_data(ffhq, tmp_path, text, words):
 
 def test_the_command_with_a_malicious_yaml(ffhq, tmp_path):
     (tmp_path / "config.yaml").write_text(f"model: !!python/object/apply:os.system ['touch {tmp_path}/ran']")
-    done = slimdpm_command("import", ffhq / "model.ckpt", "--config", tmp_path / "config.yaml", "-o", tmp_path / "out")
-    assert done.returncode == 2 and "asks for more than data" in done.stderr and done.stderr.count("\n") == 1
+    words = ("import", ffhq / "model.ckpt", "--config", tmp_path / "config.yaml", "-o", tmp_path / "out")
+    done = Forked(command(*words)).wait()
+    assert done.code == 2 and "asks for more than data" in done.err and done.err.count("\n") == 1
     assert os.listdir(tmp_path) == ["config.yaml"]
 
 

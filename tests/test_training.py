@@ -105,10 +105,18 @@ def run_command(folder, *options, before=lambda: None):
     return Forked(command("slim", "-o", folder, *options, before=before)).wait()
 
 
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory, teacher_folder, image_folder):
+    """A run of ten steps without a stop."""
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    run(folder, teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("number", "code", "last"), [(signal.SIGKILL, -9, 4), (signal.SIGTERM, 143, 6), (signal.SIGINT, 130, 6)]
 )
-def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, tmp_path, teacher_folder, image_folder):
+def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, ten, tmp_path, teacher_folder, image_folder):
     """In another process: stopped once on the way, in the sixth step, then resumed by the same command."""
     options = arguments(teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4", "train.keep=9")
     in_the_sixth_step = struck(number, Trainer, "_draw", lambda trainer, *args: trainer.state.step == 5)
@@ -120,10 +128,9 @@ def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, tmp_path, t
     done = run_command(tmp_path / "run", *options)
     assert done.code == 0, done.err
     assert f"resuming after step {last} of 10" in done.out
-    run(tmp_path / "whole", teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4")
-    assert_equal_checkpoints(tmp_path / "whole/checkpoints/step-00000010", tmp_path / "run/checkpoints/step-00000010")
+    assert_equal_checkpoints(ten / "checkpoints/step-00000010", tmp_path / "run/checkpoints/step-00000010")
     if number == signal.SIGKILL:  # a stop logs its last step
-        assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+        assert logged(tmp_path / "run") == logged(ten)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(straight, teacher_folder, image_folder):
