@@ -25,6 +25,8 @@ from slimdpm.system.errors import SlimdpmError
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "student.width": 8, "train.steps": 4, "train.batch_size": 4, "train.warmup": 2, "train.ema": 0.9,
     "train.checkpoint_every": 2, "train.log_every": 2, "train.trackers": [], "train.sample_every": 0,

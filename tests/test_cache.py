@@ -116,6 +116,7 @@ def at_work(folder, make=slow):
     return work
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_a_usable_part(tmp_path):
     assert Forked(at_work(tmp_path / "store", dying)).wait().code == -9
     assert len(contents(tmp_path / "store")) == 3
@@ -127,6 +128,7 @@ def test_a_kill_in_the_middle_leaves_a_usable_part(tmp_path):
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_strangers_share_the_work(tmp_path):
     both = [process.wait() for process in [Forked(at_work(tmp_path / "store")) for _ in range(2)]]
     did = [[int(line) for line in done.out.split()] for done in both]
@@ -135,6 +137,7 @@ def test_two_strangers_share_the_work(tmp_path):
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_launch_share_the_work(tmp_path):
     both = launch(at_work(tmp_path / "store"))
     assert [done.code for done in both] == [0, 0], both
@@ -260,6 +263,7 @@ def losses(teacher, folder, *more):
     return [{k: v for k, v in line.items() if k not in timing} for line in RunFolder(folder).metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["VQ", "KL", "text", "pixel"])
 def test_loss_curves_with_and_without_agree(kind, tmp_path, teacher_folder):
     if kind == "text":
@@ -280,6 +284,7 @@ def test_loss_curves_with_and_without_agree(kind, tmp_path, teacher_folder):
     assert contents(tmp_path / "anew/cache") == {}
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_leaves_encoders_where_they_are(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     teacher, shared = text_pipeline(tmp_path), f"data.cache={tmp_path / 'shared'}"
@@ -317,6 +322,7 @@ def test_text_is_kept_as_the_pipeline_encodes_it(tmp_path):
     torch.testing.assert_close(found["encoder_hidden_states"], expected)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_from_its_cache(tmp_path):
     teacher = latent_pipeline(AutoencoderKL)
     whole = losses(teacher, tmp_path / "whole")
@@ -324,6 +330,7 @@ def test_a_resumed_run_goes_on_from_its_cache(tmp_path):
     assert losses(teacher, tmp_path / "parts") == whole
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SlimdpmError, match=r"data.cache: the folder .*file cannot be made: File exists"):

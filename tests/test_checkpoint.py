@@ -24,6 +24,8 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 from slimdpm.training.student_folder import Results
 
+pytestmark = pytest.mark.slow
+
 STATE = ("student", "ema", "aligners", "optimizer")
 SETTINGS = [*TRIAL, "student.width=8", "train.checkpoint_every=2", "train.log_every=1", "train.keep=3"]
 

@@ -34,6 +34,7 @@ def invoke(*arguments):
     return result.output
 
 
+@pytest.mark.slow
 def test_slim_then_sample_then_plain_diffusers(tmp_path, teacher_folder, image_folder):
     done = slimdpm_command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *QUICK)
     assert done.returncode == 0, done.stderr
@@ -52,6 +53,7 @@ def test_slim_then_sample_then_plain_diffusers(tmp_path, teacher_folder, image_f
     assert type(pipeline.unet) is slimdpm.SpectralUNet2DModel
 
 
+@pytest.mark.slow
 def test_train_a_teacher_and_its_lite_baseline(tmp_path, image_folder):
     (tmp_path / "net.json").write_text(json.dumps({**TINY, "_class_name": "UNet2DModel"}))
     quick = QUICK[2:]
@@ -153,6 +155,7 @@ def test_a_mistake_is_one_line(arguments, words, bad, teacher_folder, image_fold
     assert not list(tmp_path.iterdir())  # nothing is written
 
 
+@pytest.mark.slow
 def test_a_mistake_exits_with_two_and_no_traceback(tmp_path, teacher_folder):
     done = Forked(command("slim", teacher_folder, tmp_path / "none", "-o", tmp_path / "run")).wait()
     assert done.code == 2
@@ -162,6 +165,7 @@ def test_a_mistake_exits_with_two_and_no_traceback(tmp_path, teacher_folder):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_from_python(tmp_path, teacher_folder):
     teacher = DiffusionPipeline.from_pretrained(teacher_folder)
     data = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -179,6 +183,7 @@ def test_the_same_from_python(tmp_path, teacher_folder):
             slimdpm.slim(teacher, data, **{**options, "ratio": 3, name: 5})
 
 
+@pytest.mark.slow
 def test_train_from_python(image_folder):
     settings = {"train.batch_size": 4, "train.trackers": [], "samples.count": 2, "samples.steps": 2}
     overrides = {"student.overrides": {"block_out_channels": [8, 8, 16]}}
@@ -188,6 +193,7 @@ def test_train_from_python(image_folder):
     assert pipeline.unet.config.sample_size == 16
 
 
+@pytest.mark.slow
 def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
     """As a loader's processes do with few file handles: Python would print their traceback after the message."""
 
@@ -206,6 +212,7 @@ def test_what_fails_while_an_error_is_torn_down_is_not_told(tmp_path):
     assert (done.code, done.err) == (2, "error: told\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["slim", "--help"], ["slim", "--nope"], []])
 def test_help_and_mistyped_options_load_no_library(words):
     script = """

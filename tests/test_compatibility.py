@@ -138,6 +138,7 @@ def test_half_precision_is_a_teacher_in_single_precision(dtype, tmp_path):
     assert pipeline.unet.dtype is pipeline.vae.dtype is dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_callers_pipeline_stays_as_it_is(fails, tmp_path, image_folder):
     pipeline = latent_pipeline(AutoencoderKL)

@@ -1,5 +1,6 @@
 """Class-conditional networks: labels from data to U-Net, guidance, dropping, and what is refused."""
 
+import inspect
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from slimdpm import ClassConditionalLDMPipeline, ClassEmbedder, Request, SlimdpmError, load_pipeline, sample_images
 from slimdpm.analysis.analyze import Settings as AnalysisSettings
 from slimdpm.analysis.analyze import analyze
+from slimdpm.analysis.observation import observe
 from slimdpm.conditioning import ClassLabels, Guidance
 from slimdpm.data.arrays import Arrays
 from slimdpm.data.open_source import open_source
@@ -121,6 +123,7 @@ def test_labels_that_do_not_fit(network, labels, words):
         network.read(Arrays(noise_array(2), classes=None if labels is None else np.array(labels)))
 
 
+@pytest.mark.slow
 def test_a_label_out_of_range_leaves_nothing_behind(class_teacher, tmp_path):
     np.savez(tmp_path / "a.npz", images=noise_array(2), labels=[0, 7])
     with pytest.raises(SlimdpmError, match=r"label 7 of a.npz\[1\] is out of range"):
@@ -178,6 +181,7 @@ def labels_seen(monkeypatch, tmp_path, *arguments):
     return seen
 
 
+@pytest.mark.slow
 def test_dropping_follows_the_seed_and_not_the_accumulation(class_teacher, class_folder, tmp_path, monkeypatch):
     def seen(name, *more):
         return labels_seen(monkeypatch, tmp_path / name, class_teacher, class_folder, "train.steps=20", *more)
@@ -190,6 +194,7 @@ def test_dropping_follows_the_seed_and_not_the_accumulation(class_teacher, class
     assert seen("other", "conditioning.drop=0.3", "train.seed=1") != whole
 
 
+@pytest.mark.slow
 def test_teacher_and_student_get_the_same_condition(class_teacher, class_folder, tmp_path, monkeypatch):
     job = plan(class_teacher, class_folder, "conditioning.drop=0.5")
     got, true_forward = [], UNet2DModel.forward
@@ -206,6 +211,7 @@ def test_teacher_and_student_get_the_same_condition(class_teacher, class_folder,
     assert students == teachers and len(students) == 2
 
 
+@pytest.mark.slow
 def test_without_a_null_class_nothing_is_dropped_or_guided(class_folder, tmp_path):
     DDPMPipeline(UNet2DModel(**TINY, num_class_embeds=3), DDPMScheduler()).save_pretrained(tmp_path / "teacher")
     job = plan(tmp_path / "teacher", class_folder, "conditioning.drop=0.9")
@@ -237,6 +243,7 @@ def test_the_pipeline_is_saved_loaded_and_samples_like_ours(make, tmp_path):
     assert not np.array_equal(sampled[0], sample_images(ours, 1, steps=4, seed=5)[0])  # of the first class
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [class_pipeline, embedded_class_pipeline])
 def test_a_class_conditional_teacher_is_slimmed(make, class_folder, tmp_path):
     teacher = make(names=None)
@@ -256,6 +263,7 @@ def test_a_class_conditional_teacher_is_slimmed(make, class_folder, tmp_path):
     assert sample_images(student, 4, steps=2).shape == (4, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_class_conditional_run_is_the_run_without_a_stop(class_teacher, class_folder, tmp_path):
     steps = ("train.steps=4", "train.checkpoint_every=2", "conditioning.drop=0.4")
     run_job(plan(class_teacher, class_folder, *steps), tmp_path / "whole", report=False)
@@ -265,6 +273,7 @@ def test_a_resumed_class_conditional_run_is_the_run_without_a_stop(class_teacher
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{**TINY, "_class_name": "UNet2DModel"}, {**TINY_CONDITION, "in_channels": 3,
                          "out_channels": 3, "_class_name": "UNet2DConditionModel"}])  # fmt: skip
 def test_a_class_conditional_network_is_trained_from_nothing(config, class_folder, tmp_path):
@@ -331,10 +340,31 @@ def test_evaluation_draws_classes_as_the_real_images_have_them(class_teacher):
     assert len(keys) == 3
 
 
-def test_analysis_gives_real_images_their_classes(class_teacher, class_folder, tmp_path):
-    settings = AnalysisSettings(count=6, samples=4, steps=2, device="cpu")
-    page = analyze(str(class_teacher), str(class_folder), tmp_path / "analysis", settings)
-    assert page.is_file()
+@pytest.mark.slow
+def test_analysis_gives_real_images_their_classes(class_teacher, class_folder, tmp_path, monkeypatch):
+    """At the lowest noise level one sees which image it is, and so in whose folder it lies."""
+    shown = []
+
+    def watched(unet, *args, **options):
+        def hook(network, args, kwargs):
+            shown.append(inspect.signature(network.forward).bind(*args, **kwargs).arguments)
+
+        handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            return observe(unet, *args, **options)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr("slimdpm.analysis.analyze.observe", watched)
+    settings = AnalysisSettings(count=9, samples=9, steps=2, device="cpu")
+    analyze(str(class_teacher), str(class_folder), tmp_path / "analysis", settings)
+    files = sorted(class_folder.rglob("*.png"))
+    photos = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files]) / 127.5 - 1
+    least = min(shown, key=lambda given: int(torch.as_tensor(given["timestep"]).max()))
+    nearest = (least["sample"][:, None] - torch.from_numpy(photos)).square().sum(dim=(2, 3, 4)).argmin(dim=1)
+    assert len(set(nearest.tolist())) == 9
+    assert least["class_labels"].tolist() == [CLASSES.index(files[i].parent.name) for i in nearest]
+    assert {tuple(given["class_labels"].tolist()) for given in shown} == {tuple(least["class_labels"].tolist())}
 
 
 def test_an_embedders_null_class_is_its_own():

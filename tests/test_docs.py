@@ -1,15 +1,38 @@
 """The documentation says what the code does."""
 
+import ast
+import importlib
+import inspect
+import json
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import recipe_keys
+import typer
+import yaml
+from ablation import tables
 
+from slimdpm.cli.main import app
 from slimdpm.method.presets import find_network
 from slimdpm.recipe_file import flatten, load_recipe, validate
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def snippets(*languages):
+    """Each fenced block of these languages, called by its page and line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            if block[1] in languages:
+                line = text.count("\n", 0, block.start()) + 1
+                found.append(pytest.param(block[2], id=f"{page.relative_to(ROOT)}:{line}"))
+    return found
 
 
 def test_every_key_of_a_recipe_is_documented_as_it_is():
@@ -25,3 +48,126 @@ def test_every_recipe_is_valid(file):
     recipe = load_recipe(file)
     if recipe.student.base is not None:
         find_network(recipe.student.base)
+
+
+def commands(block):
+    """The words of each command of slimdpm in a block of a shell."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for start in ("slimdpm", "slimdpm.cli"):
+            if start in words:
+                yield words[words.index(start) + 1 :]
+
+
+@pytest.mark.parametrize("block", snippets("bash", "sh", "console"))
+def test_commands_of_the_docs_are_understood(block):
+    keys = flatten(validate({"data": {"path": "x"}}).model_dump(mode="json"))
+    for words in commands(block):
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            assert words[0] in command.commands, words
+            command, words = command.commands[words[0]], words[1:]
+        given = command.make_context(command.name, list(words)).params  # unknown options and missing words raise
+        for setting in given.get("set_") or ():
+            assert setting.partition("=")[0] in keys, setting
+
+
+class Calls(ast.NodeVisitor):
+    """What a snippet imports exists, and takes what it is called with."""
+
+    def __init__(self):
+        self.known = {}
+
+    def visit_Import(self, node):
+        for alias in node.names:
+            importlib.import_module(alias.name)
+            name = alias.asname or alias.name.split(".")[0]
+            self.known[name] = importlib.import_module(alias.name if alias.asname else name)
+
+    def visit_ImportFrom(self, node):
+        module = importlib.import_module(node.module)
+        for alias in node.names:
+            self.known[alias.asname or alias.name] = getattr(module, alias.name)
+
+    def of(self, node):
+        if isinstance(node, ast.Name):
+            return self.known.get(node.id)
+        if isinstance(node, ast.Attribute) and (owner := self.of(node.value)) is not None:
+            return getattr(owner, node.attr)
+        return None
+
+    def visit_Attribute(self, node):
+        self.of(node)
+        self.generic_visit(node)
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        called = self.of(node.func)
+        if getattr(called, "__module__", "").startswith("slimdpm"):
+            given = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(called).bind_partial(*node.args, **given)
+
+
+@pytest.mark.parametrize("block", snippets("python"))
+def test_python_of_the_docs_calls_what_there_is(block):
+    visitor = Calls()
+    visitor.known["slimdpm"] = importlib.import_module("slimdpm")  # of the snippet before it on the page
+    visitor.visit(ast.parse(block))
+
+
+@pytest.mark.parametrize("block", snippets("yaml"))
+def test_yaml_of_the_docs_has_known_keys(block):
+    known = flatten(validate({"data": {"path": "x"}}).model_dump(mode="json"))
+    given = flatten(yaml.safe_load(block))
+    assert all(key in known or key.startswith("student.overrides") for key in given)
+
+
+@pytest.mark.parametrize("block", snippets("json"))
+def test_json_of_the_docs_is_json(block):
+    for line in [block] if block.lstrip().startswith(("[", "{\n")) else block.splitlines():
+        json.loads(line)
+
+
+def rows(*first):
+    """The rows of the pages' tables that begin with these cells, without them."""
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            cells = [cell.strip().strip("*") for cell in line.strip("|").split("|")]
+            if line.startswith("|") and tuple(cells[: len(first)]) == first:
+                yield cells[len(first) :]
+
+
+@pytest.mark.parametrize(("frequencies", "key"), [("all", "overall"), ("upper half", "upper")])
+def test_the_demos_table_is_that_of_its_results(frequencies, key):
+    results = json.loads((ROOT / "benchmarks/results/demo_variants.json").read_text())["results"]
+
+    def errors(name):  # (seeds, noise levels)
+        return np.array([results[name][str(seed)][key] for seed in range(3)])
+
+    lite, ours = errors("lite"), errors("default")
+    (told,) = rows(frequencies, "error of Lite")
+    assert [float(cell) for cell in told] == pytest.approx([*lite.mean(0), lite.mean()], rel=0.06, abs=6e-5)
+    (told,) = rows(frequencies, "Spectral ÷ Lite")
+    figures = [float(figure) for figure in re.findall(r"[0-9.]+", " ".join(told))]
+    ratios = ours / lite
+    expected = [*ratios.mean(0), ratios.mean(), *ratios.mean(1)]
+    assert figures == pytest.approx(expected, abs=0.00501)
+
+
+def test_tables_of_the_ablation_are_those_of_its_results():
+    results = json.loads((ROOT / "benchmarks/results/ablation_32.json").read_text())
+    made = [tables.markdown(*make(results)) for make in (tables.headlines, tables.effects, tables.changes, tables.rows)]
+    lines = [line for table in made for line in table.splitlines()]
+    headings = {table.splitlines()[0] for table in made}
+    found = 0
+    for page in PAGES:
+        table = []
+        for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
+            if line.startswith("|"):
+                table.append(line)
+            elif table:
+                if table[0] in headings:
+                    found += 1
+                    assert not [row for row in table if row not in lines], page
+                table = []
+    assert found >= 3

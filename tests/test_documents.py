@@ -190,6 +190,7 @@ def test_slips_on_the_command_line_are_one_line(words, message, monkeypatch, cap
     assert left.value.code == 2 and err.startswith(message) and err.count("\n") == 1, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loading", [True, False])
 def test_ctrl_c_is_one_line_also_while_libraries_load_and_a_run_is_planned(loading, tmp_path):
     """The process says when it is there: at its start, or in the middle of planning."""

@@ -112,6 +112,7 @@ def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypat
         invoke(*command, "--set", "train.batch_size=10")
 
 
+@pytest.mark.slow
 def test_it_knows_what_is_in_the_folder(outline_folder, teacher_folder, image_folder, tmp_path):
     quick = ["--width", "8", "--steps", "2"]
     for setting in ("train.sample_every=0", "train.batch_size=4", "train.trackers=[]", "samples.count=2"):

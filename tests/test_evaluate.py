@@ -22,6 +22,8 @@ from slimdpm.metrics.extractors import load_extractor
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.shared_work import claim
 
+pytestmark = pytest.mark.slow
+
 
 class Features(torch.nn.Module):
     """A small network of fixed weights."""

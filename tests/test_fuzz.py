@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_malformed_inputs(tmp_path):
     command = [sys.executable, "-m", "tests.fuzz", "--quick", "--seed", "17", "--count", "300", "-o", str(tmp_path)]

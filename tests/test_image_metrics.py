@@ -16,6 +16,8 @@ from slimdpm.metrics.intervals import Measured, draw, from_mean
 from slimdpm.metrics.sliced import laplacian_pyramid, patches, sliced_wasserstein
 from slimdpm.metrics.spectral import octaves, spectra, spectral_metrics
 
+pytestmark = pytest.mark.slow
+
 TOP = "power ratio 0.25-0.5"
 DISTANCE = "log-spectral distance, dB"
 

@@ -28,6 +28,8 @@ from slimdpm.pipelines.shell import shell_of
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.shared_work import claim_new
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ffhq(tmp_path_factory):

@@ -23,6 +23,8 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 from slimdpm.unet import FixedHeadsUNet2DModel
 
+pytestmark = pytest.mark.slow
+
 QUICK = [*TRIAL, "train.checkpoint_every=2"]
 
 

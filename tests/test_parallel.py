@@ -19,6 +19,8 @@ from slimdpm.system import processes
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.training.accelerator import split_batch
 
+pytestmark = pytest.mark.slow
+
 STUDENT = {**TINY, "block_out_channels": (8, 16)}
 
 

@@ -18,6 +18,8 @@ from slimdpm.recipe_file import load_recipe
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.plan import plan_job
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ORIGINALS = {
     "ffhq": ("ffhq", "ldm4"),

@@ -35,6 +35,8 @@ from slimdpm.training.accelerator import make_accelerator, where
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import new_trainer, run_job
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [*TRIAL, "student.width=8", "train.log_every=1"]
 
 

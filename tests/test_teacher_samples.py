@@ -35,7 +35,7 @@ from slimdpm.system.tensor_store import Store
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=3", "data.samples.count=10", "data.samples.steps=2"]
 CPU = torch.device("cpu")

@@ -44,6 +44,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [VQModel, AutoencoderKL])
 def test_a_latent_teacher_is_slimmed_sampled_and_loaded(kind, tmp_path, image_folder):
     latent_pipeline(kind).save_pretrained(tmp_path / "teacher")
@@ -111,12 +112,14 @@ def test_an_object_is_called_by_its_weights():
     assert load_teacher(one).name.startswith("DDPMPipeline ")
 
 
+@pytest.mark.slow
 def test_a_student_may_predict_another_thing(tmp_path, teacher_folder, image_folder):
     values = {"teacher": str(teacher_folder), "data": {"path": str(image_folder)}}
     run_job(plan_job(load_recipe(None, [*QUICK, "student.prediction=v_prediction"], values=values)), tmp_path / "run")
     assert load_pipeline(tmp_path / "run").scheduler.config.prediction_type == "v_prediction"
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_a_teacher(tmp_path, teacher_folder, image_folder):
     values = {"teacher": str(teacher_folder), "data": {"path": str(image_folder)}}
     run_job(plan_job(load_recipe(None, QUICK, values=values)), tmp_path / "run")

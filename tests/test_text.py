@@ -113,6 +113,7 @@ def test_what_training_gives_and_drops_of_xl(quiet):
     assert found["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [text_pipeline, xl_pipeline])
 def test_a_text_to_image_teacher_is_slimmed_and_loads_in_diffusers(quiet, make, tmp_path):
     teacher = quiet(make)
@@ -134,6 +135,7 @@ def test_a_text_to_image_teacher_is_slimmed_and_loads_in_diffusers(quiet, make, 
     assert json.loads((tmp_path / "out/samples.json").read_text())["prompts"] == job.recipe.samples.prompts
 
 
+@pytest.mark.slow
 def test_a_resumed_text_run_is_the_run_without_a_stop(quiet, tmp_path):
     teacher, data = quiet(text_pipeline), captioned()
     steps = ("train.steps=4", "train.checkpoint_every=2", "conditioning.drop=0.4")
@@ -144,6 +146,7 @@ def test_a_resumed_text_run_is_the_run_without_a_stop(quiet, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_text_to_image_network_is_trained_like_another(quiet, tmp_path):
     values = {"task": "train", "data": {"path": "captioned"}, "student": {"ratio": 2}}
     recipe = load_recipe(None, [s for s in QUICK if not s.startswith("student")], values=values)
@@ -151,6 +154,7 @@ def test_a_text_to_image_network_is_trained_like_another(quiet, tmp_path):
     assert type(lite).__name__ == "StableDiffusionPipeline" and type(lite.unet).__name__ == "UNet2DConditionModel"
 
 
+@pytest.mark.slow
 def test_a_v_predicting_teacher_is_distilled_in_v(quiet, tmp_path, monkeypatch):
     teacher = quiet(text_pipeline, scheduler=SCHEDULERS[1])
     kinds, true_losses = [], Distiller.losses
@@ -205,6 +209,7 @@ def test_a_text_encoder_without_a_weight_is_refused(quiet, tmp_path):
         load_pipeline(tmp_path / "teacher")
 
 
+@pytest.mark.slow
 def test_loading_speaks_of_nothing_that_a_user_cannot_follow(tmp_path):
     """Of torchvision, which nothing here needs: in another process, where nothing is loaded yet."""
     (tmp_path / "vocabulary").mkdir()

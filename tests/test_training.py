@@ -23,6 +23,8 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 from slimdpm.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     *TRIAL,
     "student.width=8", "student.overrides={dropout: 0.1}", "train.steps=6", "train.warmup=3", "train.ema=0.9",

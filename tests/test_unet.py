@@ -147,6 +147,7 @@ def test_half_precision():
     assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_a_saved_student_loads_in_plain_diffusers_in_another_process(tmp_path):
     model = SpectralUNet2DModel(**TINY).eval()
     DDPMPipeline(model, DDPMScheduler()).save_pretrained(tmp_path)
