@@ -16,8 +16,10 @@ import yaml
 from ablation import tables
 
 from slimdpm.cli.main import app
-from slimdpm.method.presets import find_network
+from slimdpm.method.cost import measure
+from slimdpm.method.presets import PRESETS, find_network
 from slimdpm.recipe_file import flatten, load_recipe, validate
+from slimdpm.system import amounts
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -160,7 +162,7 @@ def test_tables_of_the_ablation_are_those_of_its_results():
     lines = [line for table in made for line in table.splitlines()]
     headings = {table.splitlines()[0] for table in made}
     found = 0
-    for page in PAGES:
+    for page in [*PAGES, ROOT / "benchmarks/results/ablation_32.md"]:
         table = []
         for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
             if line.startswith("|"):
@@ -171,3 +173,44 @@ def test_tables_of_the_ablation_are_those_of_its_results():
                     assert not [row for row in table if row not in lines], page
                 table = []
     assert found >= 3
+
+
+FINDINGS = {  # a row's beginning, and the student of the ablation that it is
+    "Spectral from random weights": "spectral",
+    "Spectral from the teacher's weights": "spectral from teacher",
+    "the same with min-SNR": "spectral from teacher, min-SNR",
+}
+
+
+@pytest.mark.parametrize("about", FINDINGS)
+def test_findings_are_those_of_the_ablation(about):
+    results = json.loads((ROOT / "benchmarks/results/ablation_32.json").read_text())
+    found = tables.summaries(results, FINDINGS[about])
+    (told,) = [row[1:] for row in rows() if row[0].startswith(about)]
+    low, high = found["kernel distance"].interval
+    assert told[0] == f"{found['kernel distance'].mean:.2f} ({low:.2f} to {high:.2f})"
+    assert told[1:3] == [f"{found[key].mean:.2f}" for key in ("error of ε", "upper half")]
+
+
+def test_costs_of_presets_are_those_counted():
+    told = {name[1]: row[1:] for row in rows() if (name := re.match(r"`([\w-]+)`", row[0])) and name[1] in PRESETS}
+    assert len(told) >= 5
+    for name, (params, macs, macs_all, _) in told.items():
+        cost = measure(PRESETS[name].config, tokens=PRESETS[name].tokens)
+        assert params == amounts.parameters(cost.params)
+        assert (macs, macs_all) == (amounts.macs(cost.macs), amounts.macs(cost.macs_all))
+
+
+def test_milliseconds_are_those_measured():
+    families = json.loads((ROOT / "benchmarks/results/latency.json").read_text())["families"]
+    names = {"demo's task, 32×32": "demo", "garments, 32×32": "garments"}
+    told = [row for row in rows() if row[0].partition(":")[0] in names]
+    assert len(told) == 6
+    for about, params, macs, *images in told:
+        family, _, network = about.partition(": ")
+        found, network = families[names[family]], network.lower()
+        for figure, key in ((params, "params"), (macs, "macs")):
+            assert float(figure.split()[0]) == pytest.approx(found["networks"][network][key] / 1e6, rel=0.003)
+        for batch, figures in zip((1, 8), images, strict=True):
+            measured = found["milliseconds"][f"one thread, processor time, batch {batch}"][network].values()
+            assert [float(f) for f in re.findall(r"[0-9.]+", figures)] == pytest.approx([*measured], rel=0.01)
