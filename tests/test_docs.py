@@ -210,7 +210,7 @@ def test_milliseconds_are_those_measured():
         family, _, network = about.partition(": ")
         found, network = families[names[family]], network.lower()
         for figure, key in ((params, "params"), (macs, "macs")):
-            assert float(figure.split()[0]) == pytest.approx(found["networks"][network][key] / 1e6, rel=0.003)
+            assert float(figure.split()[0]) == pytest.approx(found["networks"][network][key] / 1e6, rel=0.005)
         for batch, figures in zip((1, 8), images, strict=True):
             measured = found["milliseconds"][f"one thread, processor time, batch {batch}"][network].values()
             assert [float(f) for f in re.findall(r"[0-9.]+", figures)] == pytest.approx([*measured], rel=0.01)
