@@ -47,7 +47,7 @@ def attempt(work: Path, hub_id: str) -> dict[str, Any]:
         write_pipeline(hub_id, work / "full", weights=False)
         write_pipeline(hub_id, work / "small", weights=True)
         stage = "dry run"
-        said = slimdpm("slim", work / "full", images, "-o", work / "x", "--dry-run")
+        said = slimdpm("slim", work / "full", images, "-o", work / "x", "--dry-run").replace(f" {work / 'full'}:", ":")
         row["dry run"] = [" ".join(line.split()) for line in said.splitlines() if re.search(r"\d [MG]\b", line)][:4]
         stage = "slim"
         settings = [word for setting in SMALL for word in ("--set", setting)]

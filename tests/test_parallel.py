@@ -56,15 +56,15 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["unconditional", "class"])
-def test_a_run_on_two_processes_is_the_run_on_one(told, tmp_path, teacher_folder, image_folder, class_folder):
+@pytest.mark.parametrize(("told", "reuse"), [(False, 1), (True, 1), (True, 2)], ids=["unconditional", "class", "kept"])
+def test_a_run_on_two_processes_is_the_run_on_one(told, reuse, tmp_path, teacher_folder, image_folder, class_folder):
     teacher, data = teacher_folder, image_folder
     if told:
         teacher, data = tmp_path / "teacher", class_folder
         class_pipeline().save_pretrained(teacher)
     settings = [
         *TRIAL, f"teacher={teacher}", f"data.path={data}", "conditioning.drop=0.5", "student.width=8", "train.steps=4",
-        "train.checkpoint_every=2", "train.log_every=1",
+        "train.checkpoint_every=2", "train.log_every=1", f"distill.reuse={reuse}",
     ]  # fmt: skip
     options = [part for s in settings for part in ("--set", s)]
     both = launch(command("slim", "-o", tmp_path / "two", *options))

@@ -168,7 +168,7 @@ def test_a_step_happens_on_one_device(kind, tmp_path, teacher_folder, data, monk
     monkeypatch.setattr(torch.optim, "AdamW", lambda *given, fused, **options: adam(*given, **options))
     monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
     trainer = new_trainer(planned, folder, accelerator)
-    trainer._step(trainer._batches())
+    trainer._step(trainer._lessons())
     assert places | {value.device.type for value in trainer._pending[0][1].values()} == {"meta"}
 
 

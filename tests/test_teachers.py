@@ -201,6 +201,14 @@ def test_pipelines_of_other_kinds_are_refused():
         load_teacher(learned)
 
 
+@pytest.mark.parametrize("scale", [0, float("inf"), None])
+def test_latents_that_cannot_be_scaled(scale):
+    teacher = latent_pipeline(VQModel)
+    teacher.vqvae.register_to_config(scaling_factor=scale)
+    with pytest.raises(SlimdpmError, match=f"scaling_factor is {scale}: latents cannot be scaled by it"):
+        load_teacher(teacher)
+
+
 def test_a_new_shell_behind_an_autoencoder(tmp_path):
     VQModel(**AUTOENCODER).save_pretrained(tmp_path)
     shell = new_shell({"sample_size": 8, "in_channels": 3}, autoencoder=str(tmp_path), beta_schedule="scaled_linear")

@@ -121,7 +121,7 @@ def ten(tmp_path_factory, teacher_folder, image_folder):
 def test_a_killed_or_stopped_run_goes_on_exactly(number, code, last, ten, tmp_path, teacher_folder, image_folder):
     """In another process: stopped once on the way, in the sixth step, then resumed by the same command."""
     options = arguments(teacher_folder, image_folder, "train.steps=10", "train.checkpoint_every=4", "train.keep=9")
-    in_the_sixth_step = struck(number, Trainer, "_draw", lambda trainer, *args: trainer.state.step == 5)
+    in_the_sixth_step = struck(number, Trainer, "_step", lambda trainer, *args: trainer.state.step == 5)
     done = run_command(tmp_path / "run", *options, before=in_the_sixth_step)
     assert done.code == code, done.err
     assert [int(c.name[5:]) for c in checkpoints(tmp_path / "run/checkpoints")][-1] == last

@@ -208,6 +208,8 @@ class DistillRecipe(Section):
     `student_block:teacher_block`"""
     levels: Literal["all"] | list[int] = "all"
     """scales that take part, `[1, 2]` for full and half resolution"""
+    reuse: int = Field(1, ge=1, le=64)
+    """steps that each of the teacher's answers serves: its images, noise and timesteps come again with it"""
 
 
 class ProcessRecipe(Section):
@@ -316,7 +318,7 @@ class Recipe(Section):
     @property
     def losses(self) -> LossSettings:
         gamma = None if self.train.snr_gamma == "none" else self.train.snr_gamma
-        return LossSettings(**self.distill.model_dump(exclude={"pairs", "levels"}), snr_gamma=gamma)
+        return LossSettings(**self.distill.model_dump(exclude={"pairs", "levels", "reuse"}), snr_gamma=gamma)
 
     def resolved(
         self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, prompts: Sequence[str]

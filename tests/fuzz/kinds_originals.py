@@ -208,7 +208,7 @@ def original_yaml(rng: Random, folder: Path, base: Base) -> Case:
     if rng.random() < 0.3:
         key = rng.choice(["linear_start", "linear_end", "scale_factor", "timesteps"])
         value = rng.choice([0, -1, float("nan"), float("inf"), 1e300, True, "x", 10**30, None])
-        params = values["model"].get("params") if isinstance(values["model"], dict) else None
+        params = values["model"].get("params") if isinstance(values.get("model"), dict) else None
         if isinstance(params, dict):  # else it is malformed already
             params[key] = value
         note = f"{key} = {value}"

@@ -21,6 +21,8 @@ from slimdpm.method.losses import (
 )
 from slimdpm.method.networks import call
 
+Taught = tuple[Tensor, list[Tensor]]  # what a teacher says of a batch: its output as compared, and its features
+
 
 class TappedStudent(nn.Module):
     """The trainable part: the student's U-Net and one 1x1 aligner for each feature pair.
@@ -86,6 +88,7 @@ class Distiller:
         conditions: Mapping[str, Any] | None = None,
         *,
         student: nn.Module | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Tensor]:
         """The loss of one batch and its parts.
 
@@ -94,6 +97,7 @@ class Distiller:
             t: timesteps ``(B,)``.
             conditions: further inputs of both U-Nets.
             student: the student as wrapped for training (`DistributedDataParallel`, compiled), by default as given.
+            taught: what `teach` said of this very batch, if it is known.
 
         Returns:
             ``loss`` to be minimised, and its parts unweighted: ``denoising``, and those of `TERMS` whose λ is not 0;
@@ -101,12 +105,14 @@ class Distiller:
         """
         conditions = conditions or {}
         x_t = self.process.add_noise(x0, noise, t)  # (B, C, H, W)
+        if taught is None and self.teaches:  # first: what it needs on the way is gone before the student's is kept
+            taught = self.teach(x_t, t, conditions)
         prediction, features = (student or self.student)(x_t, t, **conditions)
         prediction = self._compared(prediction, x_t, t, self.process.prediction)
         parts = {"denoising": self.denoising(prediction, self.process.target(self.kind, x0, noise, t), t)}
-        if self.teacher is None or not self.settings.terms:
+        if taught is None:
             return {"loss": parts["denoising"], **parts}
-        truth, truths = self.teach(x_t, t, conditions)
+        truth, truths = taught
         pairs = [(prediction, truth), *zip(features, truths, strict=True)]
         loss = parts["denoising"]
         for name, factor in self.settings.terms.items():
@@ -123,8 +129,13 @@ class Distiller:
         """One of `TERMS`, such as L_spatial and L_freq."""
         return TERMS[name][1](pairs, omega)
 
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher takes part in the losses."""
+        return self.teacher is not None and bool(self.settings.terms)
+
     @torch.no_grad()
-    def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Taught:
         """The teacher's output, as compared, and its features. No gradient ever reaches the teacher."""
         assert self.teacher is not None and self.teacher_taps is not None
         output = call(self.teacher, x_t, t, conditions)

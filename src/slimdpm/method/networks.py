@@ -12,6 +12,7 @@ import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from torch.utils._pytree import tree_map
 
 from slimdpm.method.dit import TransformerDenoiser
 from slimdpm.system.errors import SlimdpmError, blamed
@@ -59,12 +60,17 @@ def build(config: Mapping[str, Any]) -> Any:
     Raises:
         SlimdpmError: for an unknown class, or values that no network can be built from.
     """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
+    name = check_known(config.get("_class_name"))
     check_config(config, f"the config of a {name}")
     with blamed(f"no {name} can be built from its config"), built_within(f"the config of a {name}"):
         return _of_config(NETWORKS[name], config)
+
+
+def check_known(name: Any) -> str:
+    """A network's class name, or a `SlimdpmError` if slimdpm has none of that name."""
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise SlimdpmError(f"{name} is not a network that slimdpm knows (it knows {', '.join(NETWORKS)})")
+    return name
 
 
 def like(model: Any) -> Any:
@@ -167,6 +173,13 @@ def example_inputs(
             "time_ids": torch.zeros(batch, 6, device=device),
         }
     return inputs
+
+
+def interface(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network is given and gives, but for the size: channels and the shapes of its conditions."""
+    given = example_inputs(config, size=8, tokens=1, device="meta")
+    shapes = {name: tree_map(lambda value: tuple(value.shape), value) for name, value in given.items()}
+    return {**shapes, "output": config["out_channels"]}
 
 
 Inputs = dict[str, Any]  # keyword arguments of the network: tensors (B, ...), or dicts of them

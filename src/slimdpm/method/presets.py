@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimdpm.method.networks import completed
+from slimdpm.method.networks import check_known, completed
 from slimdpm.system.documents import read_json
 from slimdpm.system.errors import SlimdpmError
 
@@ -168,6 +168,7 @@ def find_network(name: str) -> Preset:
                 raise SlimdpmError(f"{file} is no config.json of a network ({error})") from None
             if not isinstance(config, dict) or "block_out_channels" not in config:
                 raise SlimdpmError(f"{file} is no config of a U-Net")
+            check_known(config.get("_class_name"))
             embedded = (file.parent.parent / "class_embedder").is_dir()  # the one token of a class-conditional pipeline
             return Preset(name, completed(config), str(file), tokens=1 if embedded else 77)
     if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +52,11 @@ class Shell:
     autoencoder: Any = None
     conditioning: Conditioning = field(default_factory=Unconditional)
     parts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scale = 1 if self.autoencoder is None else self.autoencoder.config.scaling_factor
+        if not isinstance(scale, (int, float)) or not scale or not math.isfinite(scale):
+            raise SlimdpmError(f"the autoencoder's scaling_factor is {scale!r}: latents cannot be scaled by it")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ _MEMORY = {
     "buckets": "gradients on their way",
     "teacher": "teacher",
     "frozen": "autoencoder, encoders",
+    "kept": "the teacher's kept answers",
     "step": "activations of a step",
     "sampling": "or samples in between",
 }
@@ -128,6 +129,8 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, _) in TERMS.items())
         omega = f"α {distill['alpha']:g}, ω scaled to {distill['weight_scaling']}"
         yield "losses", f"{', '.join((denoising, *TERMS))}: {factors}, {omega}"
+        if distill["reuse"] > 1:
+            yield "", f"each answer of the teacher serves {distill['reuse']} steps"
     else:
         yield "loss", denoising
     yield "precision", train["precision"]

@@ -29,6 +29,7 @@ from slimdpm.pipelines.shell import Shell
 from slimdpm.system.sizes import sides
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.job import Job
+from slimdpm.training.lessons import batches_kept
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
 
@@ -45,6 +46,7 @@ class Memory:
         buckets: gradients on their way to the other processes; 0 in a single one.
         teacher: weights.
         frozen: weights of the class embedder; of autoencoder and text encoder where what they make is not kept.
+        kept: batches with the teacher's answers, for further steps; 0 if each serves one.
         step: the most that activations take in a step beyond all these.
         sampling: the most that a grid of samples takes between steps, the copy of the student and the encoders that
             are not there else included; the main process's. Gradients are gone then.
@@ -57,6 +59,7 @@ class Memory:
     buckets: int
     teacher: int
     frozen: int
+    kept: int
     step: int
     sampling: int
 
@@ -64,6 +67,7 @@ class Memory:
     def total(self) -> int:
         """The peak: in a step, or between steps when samples are made."""
         lasting = self.student + self.moments + self.average + self.buckets + self.teacher + self.frozen
+        lasting += self.kept
         return lasting + max(self.gradients + self.step, self.sampling)
 
     def as_dict(self) -> dict[str, int]:
@@ -91,7 +95,7 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
         shell = _imagined_shell(job.shell)
         job = replace(job, shell=shell)
         trained, averaged = _bytes(student), _bytes(unet)
-        step = _step(job, student, guide, micro_batch, grown=accumulation > 1)
+        step, lesson = _step(job, student, guide, micro_batch, grown=accumulation > 1)
         sampling = _sampling(job, unet, guide)
         resident = shell.encoders(latents=shell.keeps_latents(recipe.data), conditions=recipe.data.keeps)
     return Memory(
@@ -102,13 +106,15 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
         buckets=trained if processes > 1 else 0,
         teacher=_bytes(guide) if guide is not None else 0,
         frozen=sum(map(_bytes, resident)),
+        kept=(batches_kept(recipe.distill.reuse) - 1) * accumulation * lesson,
         step=max(0, step - trained),
         sampling=averaged + sampling + sum(map(_bytes, shell.frozen)) - sum(map(_bytes, resident)),
     )
 
 
-def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: bool) -> int:
-    """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before."""
+def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: bool) -> tuple[int, int]:
+    """The most that lives in a micro-step beside the weights, gradients included: `grown` ones are there before. And
+    the size of its lesson, see `slimdpm.training.lessons.Lesson`."""
     recipe, shell = job.recipe, job.shell
     unet: Any = student.unet
     distiller = job.distiller(student, teacher, "cpu")
@@ -125,10 +131,13 @@ def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: 
                 x0 = shell.encode(torch.zeros(batch, shell.image_channels, *sides(shell.image_size)))
             conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
             t = torch.zeros(batch, dtype=torch.long)
-            loss = distiller.losses(x0, torch.zeros_like(x0), t, conditions, student=called)["loss"]
+            noise = torch.zeros_like(x0)
+            taught = distiller.teach(distiller.process.add_noise(x0, noise, t), t, conditions) if teacher else None
+            loss = distiller.losses(x0, noise, t, conditions, student=called, taught=taught)["loss"]
         loss.backward()
     student.zero_grad()
-    return live.peak
+    lesson = [value for value in tree_leaves((x0, noise, t, conditions, taught)) if isinstance(value, Tensor)]
+    return live.peak, sum(value.nbytes for value in lesson)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from slimdpm.data.sources import Source
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.features import FeaturePair, match_features
 from slimdpm.method.inherit import inheritable
-from slimdpm.method.networks import keeps_size, known_settings
+from slimdpm.method.networks import interface, keeps_size, known_settings
 from slimdpm.method.presets import find_network
 from slimdpm.method.slimming import Budget, Plan, plan_student, student_base
 from slimdpm.pipelines.sampling import default_steps, probe
@@ -174,6 +174,11 @@ def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | N
     for key in s.overrides.keys() - known:  # diffusers would leave it out without a word
         hint = f"; did you mean {close[0]}?" if (close := get_close_matches(key, known, n=1)) else ""
         raise SlimdpmError(f"student.overrides: a {plan.config['_class_name']} takes no {key}{hint}")
+    ours, given = interface(plan.config), interface(base)
+    for name in sorted(ours.keys() | given.keys()):
+        if ours.get(name) != given.get(name):
+            values = f"{ours.get(name, 'none')}, the pipeline has {given.get(name, 'none')}"
+            raise SlimdpmError(f"student.overrides: the student would have another {name} ({values})")
     return plan
 
 

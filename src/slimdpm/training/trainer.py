@@ -1,8 +1,8 @@
 """The loop. ``slimdpm slim`` distils a teacher with it, ``slimdpm train`` trains on the images alone.
 
-Each step seeds its own randomness, so a run that was stopped and resumed takes the very steps that it would have
-taken, and there is no random state to save. Timesteps and noise are drawn for the whole batch of a step and shared
-out, so they do not depend on the number of processes or on accumulation either.
+Each step seeds its own randomness (`slimdpm.training.lessons`), so a run that was stopped and resumed takes the very
+steps that it would have taken, and there is no random state to save. Timesteps and noise are drawn for a whole batch
+and shared out, so they do not depend on the number of processes or on accumulation either.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
@@ -21,7 +19,6 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from slimdpm.data.dataset import Images
-from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.losses import PARTS
@@ -30,13 +27,11 @@ from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, loss_line
 from slimdpm.system.stop_signals import Stopped, stop_signals
-from slimdpm.training.accelerator import split_batch
 from slimdpm.training.checkpoint import Trainable, checkpoints, ema_weights, load_checkpoint, save_checkpoint
 from slimdpm.training.job import Job
+from slimdpm.training.lessons import Lessons
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
-
-_DROPPING = 2  # beside the numbers that `TrainingStream` seeds order and augmentation with
 
 Weights = dict[str, Tensor]
 
@@ -65,7 +60,6 @@ class Trainer:
         self.job, self.settings, self.shell = job, job.recipe.train, job.shell
         self.images, self.run, self.accelerator = images, run, accelerator
         self.display = display or Display()
-        self.micro_batch, self.accumulation = split_batch(job.recipe, accelerator.num_processes)
         self.state = self._new_state()
         self.distiller = self._new_distiller(distiller)
         self.wrapped = accelerator.prepare_model(self.state.student)
@@ -149,10 +143,10 @@ class Trainer:
         s = self.settings
         if not self.run.grid(self.state.step).exists():
             self._grid(on_sample)  # the run stopped, or was killed, between checkpoint and grid
-        batches = self._batches()
+        lessons = self._lessons()
         self._mark = time.monotonic()
         while self.state.step < s.steps:
-            self._step(batches)
+            self._step(lessons)
             step = self.state.step
             stop = self._agreed(received)
             last = stop or step == s.steps
@@ -190,54 +184,31 @@ class Trainer:
             if not verified:
                 self.display.say(f"{found[-1].name} is of an earlier version and has no digests: taken as it is")
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        data, a = self.job.recipe.data, self.accelerator
-        stream = TrainingStream(self.images, flip=data.flip, seed=self.settings.seed)
-        steps = [step * self.accumulation for step in (self.state.step, self.settings.steps)]
-        batches = StreamBatches(self.micro_batch, *steps, rank=a.process_index, world_size=a.num_processes)
-        return iter(training_loader(stream, batches, workers=data.workers, pin=a.device.type == "cuda"))
+    def _lessons(self) -> Lessons:
+        return Lessons(self.job, self.images, self.distiller, self.accelerator, self.state.step)
 
-    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+    def _step(self, lessons: Lessons) -> None:
         """One optimiser step."""
-        a, s = self.accelerator, self.settings
-        timesteps, noise, dropped = self._draw()
+        a = self.accelerator
         sums: dict[str, Tensor] = {}
-        for micro in range(self.accumulation):
-            batch = next(batches)
-            place = micro * a.num_processes + a.process_index  # of this micro-batch in the step's batch
-            share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
-            torch.manual_seed(_seed(s.seed, self.state.step, 1 + place))  # a KL autoencoder's draw, dropout
-            # The data is the same in any precision, as what is kept of it is.
-            clean = self.shell.clean_samples(batch, a.device)
-            given = self.shell.conditioning.training_inputs(batch, dropped[share])
+        for lesson in lessons.of(self.state.step):
             with a.accumulate(self.wrapped):
                 with a.autocast():
-                    losses = self.distiller.losses(clean, noise[share], timesteps[share], given, student=self.wrapped)
+                    losses = self.distiller.losses(
+                        lesson.x0, lesson.noise, lesson.t, lesson.conditions, student=self.wrapped, taught=lesson.taught
+                    )
                 a.backward(losses["loss"])
                 if a.sync_gradients:
-                    sums["grad_norm"] = a.clip_grad_norm_(self.wrapped.parameters(), s.clip or math.inf)
+                    sums["grad_norm"] = a.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip or math.inf)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in losses.items():
-                part = value.detach() / self.accumulation
+                part = value.detach() / lessons.accumulation
                 sums[name] = sums[name] + part if name in sums else part
         self.state.schedule.step()
         self.state.ema.step(self.state.student.unet.parameters())
         self.state.step += 1
         self._pending.append((self.state.step, sums))
-
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a step's whole batch, the same in every process: timesteps, noise, and whose condition is dropped.
-
-        ``(B,)``, ``(B, C, H, W)``, and bool ``(B,)``.
-        """
-        s, device = self.settings, self.accelerator.device
-        torch.manual_seed(_seed(s.seed, self.state.step, 0))
-        timesteps = torch.randint(len(self.distiller.process), (s.batch_size,), device=device)
-        noise = torch.randn((s.batch_size, *self.shell.shape), device=device)
-        # A generator of its own: a run without conditions draws what it always drew.
-        chances = np.random.default_rng([s.seed, _DROPPING, self.state.step]).random(s.batch_size)
-        return timesteps, noise, torch.from_numpy(chances < self.job.recipe.conditioning.drop).to(device)
 
     def _flush(self) -> str:
         """Log the mean of the steps since the last time. Returns it as a line.
@@ -295,10 +266,6 @@ def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             raise SlimdpmError(f"train.freeze: no parameter of the student matches {pattern!r}")
         for parameter in matching:
             parameter.requires_grad_(False)
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _cuda_devices(device: torch.device) -> list[int]:
