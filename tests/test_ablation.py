@@ -376,9 +376,10 @@ def test_networks_are_timed_in_turns():
             self.name, self.seconds, self.weight = name, seconds, torch.nn.Parameter(torch.zeros(1))
             self.config = {"sample_size": 4, "in_channels": 1}
 
-        def forward(self, sample, timestep):
+        def forward(self, sample, timestep, return_dict):
             turns.append(self.name)
             time.sleep(self.seconds)
+            return (sample,)
 
     found = latencies({"slow": Timed("slow", 0.03), "fast": Timed("fast", 0.0)}, rounds=3)
     assert turns == ["slow", "fast"] * 4

@@ -39,6 +39,7 @@ def planted(slope, size, level=1e-2):
     return fields[:, size : 2 * size, size : 2 * size, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slope", [-1, -2, -3])
 def test_a_planted_power_law_is_recovered_at_any_size(slope):
     laws = [fit_power_law(radial_spectrum(planted(slope, size))) for size in (32, 64, 128)]
@@ -194,6 +195,7 @@ def test_mistakes_of_analyze_are_one_line(teacher_folder, image_folder, tmp_path
         assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_the_papers_complexity_is_reproduced():
     rows = {row.preset.name: row for row in complexity_rows()}
     assert len(rows) == 12  # four tasks, three networks each

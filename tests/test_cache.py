@@ -338,6 +338,7 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_no_cache_on_the_command_line(tmp_path, photos):
     latent_pipeline(VQModel).save_pretrained(tmp_path / "teacher")
     sets = [part for s in QUICK if "flip" not in s for part in ("--set", s)]

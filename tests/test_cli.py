@@ -72,6 +72,7 @@ def test_profile_prints_the_papers_figures():
     assert values["ldm4-spectral"]["ratio"] == pytest.approx(14.357, abs=0.001)
 
 
+@pytest.mark.slow
 def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tmp_path):
     UNet2DModel(**TINY).save_config(tmp_path)
     words = ["profile", tmp_path, "--ratio", "2,4", "--time", "--batch", "1,2", "--rounds", "2", "--layers", "--json"]

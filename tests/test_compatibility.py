@@ -89,6 +89,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["adapters", "parametrised", "compiled", "offloaded"])
 def test_a_teachers_plain_copy_computes_the_same(kind):

@@ -62,6 +62,7 @@ def test_the_demo_compares_three_networks_and_reports(tmp_path, monkeypatch):
     assert [e.name for e in entries] == ["teacher", "lite", "spectral"]
     assert all(e.samples.shape == (4, 32, 32, 3) for e in entries)
     teacher = entries[0]
+    assert all(entry.seconds > 0 for entry in entries)
     for entry in entries[1:]:
         assert entry.cost.macs * 8 <= teacher.cost.macs
         again = load_pipeline(tmp_path / entry.name)  # the errors are those of the student that is kept
@@ -69,7 +70,7 @@ def test_the_demo_compares_three_networks_and_reports(tmp_path, monkeypatch):
         assert entry.errors.upper == pytest.approx(found.upper, rel=1e-4)
         assert entry.errors.overall == pytest.approx(found.overall, rel=1e-4)
     page = (tmp_path / "report.html").read_text()
-    for words in ("error on images held out", "samples of spectral", "samples of lite", "<svg", "upper half"):
+    for words in ("error on images held out", "samples of spectral", "samples of lite", "<svg", "upper half", "faster a step"):
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert (tmp_path / "spectral" / "student" / "model_index.json").exists()

@@ -108,6 +108,7 @@ def test_what_a_library_raises_is_blamed_on_the_input():
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [

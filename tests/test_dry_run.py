@@ -52,6 +52,7 @@ def plan(teacher, *settings, task="slim"):
     return plan_job(load_recipe(None, settings, values=values), teacher=teacher, data=data(), weights=False)
 
 
+@pytest.mark.slow
 def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder, image_folder, tmp_path):
     sets = [word for setting in BATCH for word in ("--set", setting)]
     command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--ratio", "3", *sets, "--dry-run"]
@@ -92,6 +93,7 @@ def test_the_plan_without_weights_is_the_plan_with_them(teacher_folder, outline_
     assert jobs[1].teacher.unet.device.type == "meta" and jobs[0].teacher.unet.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_timesteps_weigh_by_min_snr_when_slimming_unless_the_recipe_says_else():
     def gamma(*settings, task="slim"):
         return plan(DDPMPipeline(UNet2DModel(**TINY), DDPMScheduler()), *settings, task=task).recipe.train.snr_gamma
@@ -100,6 +102,7 @@ def test_timesteps_weigh_by_min_snr_when_slimming_unless_the_recipe_says_else():
     assert (gamma("train.snr_gamma=none"), gamma("train.snr_gamma=3", task="train")) == ("none", 3.0)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     command = ["slim", outline_folder, image_folder, "--ratio", "3", "--set", "train.batch_size=8", "--dry-run"]
@@ -126,6 +129,7 @@ def test_it_knows_what_is_in_the_folder(outline_folder, teacher_folder, image_fo
         invoke(*command[:-1], "--json")
 
 
+@pytest.mark.slow
 def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
     VQModel(**latent_pipeline(VQModel).vqvae.config).save_pretrained(tmp_path / "autoencoder")
     for file in (tmp_path / "autoencoder").glob("*.safetensors"):
@@ -164,6 +168,7 @@ class RealStorages(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_takes_what_real_tensors_take(checkpointing):
     teacher = latent_pipeline(VQModel)
@@ -184,6 +189,7 @@ def test_a_step_takes_what_real_tensors_take(checkpointing):
     assert estimated.teacher == sum(p.numel() for p in teacher.unet.parameters()) * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["kl", "text", "embedded_class"])
 def test_every_kind_has_an_estimate(make, tmp_path):
     if make == "kl":
@@ -196,6 +202,7 @@ def test_every_kind_has_an_estimate(make, tmp_path):
     assert memory["step"] > 64 * 3 * 16 * 16 * 4  # more than the images alone
 
 
+@pytest.mark.slow
 def test_kept_embeddings_spare_the_text_encoder_until_samples_are_made(tmp_path):
     teacher = text_pipeline(tmp_path)
     encoder, autoencoder = (sum(p.numel() for p in m.parameters()) * 4 for m in (teacher.text_encoder, teacher.vae))
@@ -206,6 +213,7 @@ def test_kept_embeddings_spare_the_text_encoder_until_samples_are_made(tmp_path)
     assert kept["sampling"] == anew["sampling"] + autoencoder + encoder
 
 
+@pytest.mark.slow
 def test_kept_latents_spare_the_autoencoder_until_samples_are_made():
     teacher = latent_pipeline(VQModel)
     weights = sum(p.numel() for p in teacher.vqvae.parameters()) * 4
@@ -218,6 +226,7 @@ def test_kept_latents_spare_the_autoencoder_until_samples_are_made():
     assert samples["memory"]["frozen"] == 0 and "10,000 samples of the teacher" in samples["data"]["about"]
 
 
+@pytest.mark.slow
 def test_precision_and_batch_change_the_step_alone():
     whole, half = (
         forecast(plan(class_pipeline(), *settings))["memory"]
@@ -228,6 +237,7 @@ def test_precision_and_batch_change_the_step_alone():
     assert [half[part] for part in lasting] == [whole[part] for part in lasting]
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_and_two_processes_add_up():
     teacher, batch = latent_pipeline(VQModel), "train.batch_size={}"
     one = estimate_memory(plan(teacher, batch.format(1)))

@@ -71,6 +71,7 @@ def test_rooms_are_small_and_few():
     assert not long
 
 
+@pytest.mark.slow
 def test_the_public_face_is_there():
     assert slimdpm.__all__ == sorted(slimdpm.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert all(getattr(slimdpm, name).__doc__ for name in slimdpm.__all__)

@@ -201,6 +201,7 @@ def run(folder, data, **settings):
     return load_file(folder / "student/unet/diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["slim", "train"])
 def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder, image_folder):
     teacher = UNet2DModel.from_pretrained(teacher_folder / "unet")
@@ -221,6 +222,7 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
         run(tmp_path / "stopped", image_folder, **{**settings, "student.init": "random"})
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it(teacher_folder, image_folder):
     command = ["slim", str(teacher_folder), str(image_folder), "--width", "8", "--dry-run"]
     for more, wanted in (([], True), (["--init", "teacher"], True), (["--init", "random"], False)):

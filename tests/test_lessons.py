@@ -79,6 +79,7 @@ def test_a_run_that_keeps_batches_goes_on_exactly(stop, tmp_path, monkeypatch, t
     assert logged(tmp_path / "whole") == logged(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_is_kept(teacher_folder, image_folder):
     settings = ("train.batch_size=6", "train.max_batch_per_device=2", "distill.pairs=none")
     once, kept = (forecast(job(teacher_folder, image_folder, *settings, f"distill.reuse={n}")) for n in (1, 4))

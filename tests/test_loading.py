@@ -103,6 +103,7 @@ def test_configs_that_ask_for_code(tmp_path, part, key):
         load_teacher(tmp_path / "teacher", weights=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "values"),
     [

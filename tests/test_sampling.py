@@ -38,6 +38,7 @@ def pipeline():
     return DDPMPipeline(SpectralUNet2DModel(**TINY), DDPMScheduler())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS, "KDPM2DiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(pipeline, scheduler):
     whole = sample_images(pipeline, 5, steps=6, scheduler=scheduler, seed=3, batch_size=5)
@@ -102,6 +103,7 @@ def plan(teacher, images, *sets):
     return plan_job(load_recipe(None, [*trial, *sets], values=values), teacher=teacher)
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_with_steps_that_work(image_folder):
     unet = UNet2DModel(**TINY)
     short = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=60))

@@ -51,6 +51,7 @@ def test_the_student_of_the_paper_is_fourteen_times_cheaper():
     assert teacher.macs / student.macs >= 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "ldm4", "ldm8-church", "ldm4-imagenet", "sd-v1"])
 def test_macs_equal_a_count_by_hand(name):
     """Every convolution, linear layer and attention product of a forward pass, counted from shapes by hooks."""
@@ -116,12 +117,14 @@ def test_budgets_are_kept_and_used(kind, budget):
     build(plan.config)(torch.randn(2, 3, 16, 16), 3)
 
 
+@pytest.mark.slow
 def test_lite_and_spectral_of_one_ratio_cost_the_same_within_three_percent():
     plans = [plan_student(PRESETS["pixel-32"].config, Budget(ratio=8), kind=k) for k in ("lite", "spectral")]
     assert plans[0].cost.macs == pytest.approx(plans[1].cost.macs, rel=0.03)
     assert all(plan.ratio >= 8 for plan in plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "budget"),
     [(name, Budget(width=64)) for name in ("ldm4", "ldm8-church", "ldm4-imagenet", "sd-v1")]
@@ -144,12 +147,14 @@ def test_the_papers_width_gives_the_papers_student():
     assert plan.ratio == pytest.approx(14.36, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "least"), [(8, 16), (18, 8)])
 def test_no_level_is_thinner_than_the_budget_forces(ratio, least):
     plan = plan_student({**PRESETS["pixel-64"].config, "layers_per_block": 1}, Budget(ratio=ratio))
     assert min(plan.config["block_out_channels"]) >= least and plan.ratio >= ratio
 
 
+@pytest.mark.slow
 def test_heads_of_one_size_stay_that_size():
     config = {
         **PRESETS["sd-v1"].config,
@@ -160,6 +165,7 @@ def test_heads_of_one_size_stay_that_size():
     assert student["attention_head_dim"] == [2, 4, 8, 8]
 
 
+@pytest.mark.slow
 def test_overrides_come_before_the_budget():
     plan = plan_student(TEACHER, Budget(ratio=6), overrides={"layers_per_block": 2, "wavelet_expansion": "dense"})
     assert plan.config["layers_per_block"] == 2 and plan.config["wavelet_expansion"] == "dense" and plan.ratio >= 6
@@ -174,6 +180,7 @@ def test_resampling_inside_residual_blocks_can_be_slimmed():
     build(plan.config)(torch.randn(2, 3, 16, 16), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
@@ -211,6 +218,7 @@ def test_networks_are_found_by_preset_file_and_folder(tmp_path):
         find_network(str(tmp_path / "text.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, MIXING, {"kind": "lite"}])
 @pytest.mark.parametrize("name", ["pixel-32", "ldm8-church", "ldm4-imagenet"])
 def test_other_widths_are_computed_as_they_are_counted(name, options):

@@ -147,6 +147,7 @@ class Resampling(nn.Module):
         return self.up(self.down(x))
 
 
+@pytest.mark.slow
 def test_compile_gives_the_same_values_and_gradients():
     model, x = Resampling(), torch.randn(2, 8, 8, 8)
     compiled = torch.compile(model, fullgraph=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from slimdpm.data.demo_photographs import demo_source
 from slimdpm.data.images import grid, save_picture, to_model_range
 from slimdpm.method.cost import Cost
+from slimdpm.method.latency import brief_latencies
 from slimdpm.metrics.denoising import denoising_errors
 from slimdpm.pipelines.loading import ASSETS, load_pipeline
 from slimdpm.pipelines.sampling import sample_images
@@ -71,9 +72,10 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         "spectral": run_job(spectral, folder / "spectral", display, report=False),
     }
     teacher = load_pipeline("demo:teacher")
+    seconds = brief_latencies({"teacher": teacher.unet, **{name: p.unet for name, p in pipelines.items()}})
     costs = {"teacher": spectral.plan.teacher_cost, "lite": lite.plan.cost, "spectral": spectral.plan.cost}
     entries = [
-        _measure(name, pipeline, costs[name], folder, display)
+        _measure(name, pipeline, costs[name], seconds[name], folder, display)
         for name, pipeline in {"teacher": teacher, **pipelines}.items()
     ]
     path = folder / "report.html"
@@ -86,7 +88,9 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     return entries
 
 
-def _measure(name: str, pipeline: DiffusionPipeline, cost: Cost, folder: Path, display: Display) -> Entry:
+def _measure(
+    name: str, pipeline: DiffusionPipeline, cost: Cost, seconds: float, folder: Path, display: Display
+) -> Entry:
     """Errors on the held-out crops and samples of one network."""
     held_out = torch.from_numpy(demo_source("held-out").images).permute(0, 3, 1, 2)
     with display.task(f"held-out error of {name}", 5 * len(held_out), unit="crops") as task:
@@ -98,18 +102,19 @@ def _measure(name: str, pipeline: DiffusionPipeline, cost: Cost, folder: Path, d
             pipeline, SAMPLES, steps=SAMPLE_STEPS, scheduler="ddim", batch_size=32, progress=task.advance
         )
     curve = [] if name == "teacher" else RunFolder(folder / name).metrics()
-    return Entry(name, cost, samples, curve, errors)
+    return Entry(name, cost, samples, curve, errors, seconds)
 
 
 def summary_table(entries: list[Entry]) -> Table:
     """The three networks side by side; errors are means over the noise levels."""
-    headings = ["network", "parameters", "MACs", "teacher ÷ it", "error of ε", "in the upper half"]
+    headings = ["network", "parameters", "MACs", "teacher ÷ it", "ms", "error of ε", "in the upper half"]
     rows = [
         [
             entry.name,
             amounts.parameters(entry.cost.params),
             amounts.macs(entry.cost.macs),
             f"{entries[0].cost.macs / entry.cost.macs:.2f}",
+            f"{(entry.seconds or 0) * 1e3:.1f}",
             *(f"{np.mean(values):.4f}" for values in (entry.errors.overall, entry.errors.upper)),
         ]
         for entry in entries

@@ -16,7 +16,6 @@ from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, figures_table
 
 console = Console()
-_FLOAT = 4  # bytes of a weight on the disk
 
 
 def profile(
@@ -78,7 +77,7 @@ def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[s
     from slimdpm.method.cost import measure
 
     costs = {network.name: measure(network.config, tokens=network.tokens) for network in networks}
-    values = {name: {**vars(cost), "megabytes": cost.params * _FLOAT / 1e6} for name, cost in costs.items()}
+    values = {name: {**vars(cost), "megabytes": cost.megabytes} for name, cost in costs.items()}
     if against is not None:
         reference = measure(against.config, size=size, tokens=against.tokens)
         for name, cost in costs.items():

@@ -35,6 +35,11 @@ class Cost:
     macs: int  # conv+linear, the paper's convention
     macs_all: int  # with the products inside attention
 
+    @property
+    def megabytes(self) -> float:
+        """Of the weights, in single precision."""
+        return 4e-6 * self.params
+
     def __str__(self) -> str:
         macs, macs_all = amounts.macs(self.macs), amounts.macs(self.macs_all)
         return f"{amounts.parameters(self.params)} parameters, {macs} MACs conv+linear, {macs_all} all"

@@ -16,7 +16,8 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from slimdpm.method.networks import build, example_inputs
+from slimdpm.method.networks import build, call, example_inputs
+from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -99,23 +100,42 @@ def latencies(
 
 
 def best_latencies(
-    networks: Mapping[str, Any], *, rounds: int = 20, batch: int = 1, tokens: Mapping[str, int] | None = None
+    networks: Mapping[str, Any],
+    *,
+    rounds: int = 20,
+    batch: int = 1,
+    tokens: Mapping[str, int] | None = None,
+    size: Size | None = None,
 ) -> dict[str, tuple[Latency, str]]:
     """Of one forward pass of each network in the memory format in which it is faster, and which one that is.
 
-    The arguments are those of `latencies`, `tokens` by the network's name.
+    The arguments are those of `latencies`, `tokens` by the network's name; `size` is the input's, by default that of
+    each config. The networks are contiguous afterwards.
     """
     device = next(next(iter(networks.values())).parameters()).device
     found: dict[str, tuple[Latency, str]] = {}
     for layout, form in FORMATS.items():
         calls = {
-            name: _call(network.to(memory_format=form), batch, (tokens or {}).get(name, 77), device, form)
+            name: _call(network.to(memory_format=form), batch, (tokens or {}).get(name, 77), device, form, size)
             for name, network in networks.items()
         }
         for name, latency in timings(calls, device, rounds=rounds).items():
             if name not in found or latency.median < found[name][0].median:
                 found[name] = latency, layout
+    for network in networks.values():
+        network.to(memory_format=torch.contiguous_format)
     return found
+
+
+def brief_latencies(networks: Mapping[str, Any], *, seconds: float = 6.0, **options: Any) -> dict[str, float]:
+    """Median seconds of one forward pass of each network, from about so many seconds of measuring.
+
+    A single round counts if one takes longer than that. The options are those of `best_latencies`.
+    """
+    first = best_latencies(networks, rounds=1, **options)
+    rounds = int(seconds / 2 / sum(latency.median for latency, _ in first.values()))  # in two memory formats
+    found = best_latencies(networks, rounds=min(rounds, 20), **options) if rounds > 1 else first
+    return {name: latency.median for name, (latency, _) in found.items()}
 
 
 def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int = 77) -> dict[str, float]:
@@ -162,8 +182,13 @@ def random_network(config: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def _call(
-    network: Any, batch: int, tokens: int, device: torch.device, layout: torch.memory_format = torch.contiguous_format
+    network: Any,
+    batch: int,
+    tokens: int,
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
+    size: Size | None = None,
 ) -> Callable[[], object]:
-    inputs = example_inputs(network.config, batch=batch, tokens=tokens, device=str(device))
-    inputs["sample"] = inputs["sample"].to(memory_format=layout)
-    return lambda: network(**inputs)
+    inputs = example_inputs(network.config, batch=batch, size=size, tokens=tokens, device=str(device))
+    sample, t = inputs.pop("sample").to(memory_format=layout), inputs.pop("timestep")
+    return lambda: call(network, sample, t, inputs)

@@ -84,6 +84,23 @@ def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return svg_of(figure)
 
 
+def costs_figure(costs: Mapping[str, Mapping[str, float]]) -> str:
+    """Each network's share of what the first costs, a panel for each measure."""
+    figure = Figure(figsize=(7.2, 0.7 + 0.3 * len(next(iter(costs.values())))), layout="constrained")
+    for axes, (measure, values) in zip(
+        np.atleast_1d(figure.subplots(1, len(costs), sharey=True)), costs.items(), strict=True
+    ):
+        names, first = list(values), next(iter(values.values()))
+        shares = [value / first for value in values.values()]
+        bars = axes.barh(names, shares, color=[colour(name, i) for i, name in enumerate(names)])
+        axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=2, fontsize=8)
+        axes.set_xlim(0, 1.25 * max(shares))
+        axes.set_xticks([])
+        axes.set_title(measure, fontsize=10)
+        axes.invert_yaxis() if axes.get_ylim()[0] < axes.get_ylim()[1] else None
+    return svg_of(figure)
+
+
 def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
     """Denoising errors by noise level, overall and in the upper half of the frequencies, relative to the teacher."""
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")

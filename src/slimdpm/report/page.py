@@ -18,7 +18,7 @@ from slimdpm.data.images import grid, zoom_for
 from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import DenoisingErrors
 from slimdpm.metrics.spectrum import radial_spectrum
-from slimdpm.report.figures import errors_figure, losses_figure, spectra_figure
+from slimdpm.report.figures import costs_figure, errors_figure, losses_figure, spectra_figure
 from slimdpm.system import amounts
 from slimdpm.system.documents import read_text
 from slimdpm.system.files import write_text
@@ -36,6 +36,7 @@ class Entry:
         samples: uint8 ``(N, H, W, C)``, image i of every entry being from the same noise.
         curve: the lines of its ``metrics.jsonl``.
         errors: on images held out, if they were measured.
+        seconds: of one forward pass, batch 1, on this machine, if they were measured.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Entry:
     samples: np.ndarray
     curve: Sequence[Mapping[str, Any]] = ()
     errors: DenoisingErrors | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,22 @@ def write_report(path: Path, report: Report) -> None:
         if len(report.real)
         else None,
         spectra=spectra_figure(spectra),
+        costs=costs_figure(_costs(report.entries)) if len(report.entries) > 1 else None,
         losses=losses_figure(curves) if curves else None,
         errors=errors,
         errors_figure=errors_figure(errors) if len(errors) > 1 else None,
     )
     write_text(path, page)
+
+
+def _costs(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
+    """What each network costs, by measure and name."""
+    found = {
+        "parameters": {entry.name: float(entry.cost.params) for entry in entries},
+        "MACs": {entry.name: float(entry.cost.macs) for entry in entries},
+        "milliseconds": {entry.name: entry.seconds for entry in entries if entry.seconds is not None},
+    }
+    return {measure: values for measure, values in found.items() if values}
 
 
 _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"

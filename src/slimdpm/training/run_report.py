@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, save_picture, zoom_for
+from slimdpm.method.latency import brief_latencies
 from slimdpm.report.page import COLUMNS, Entry, Report, write_report
 from slimdpm.system.amounts import duration
 from slimdpm.system.devices import resident
@@ -23,14 +25,15 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
     """Sample teacher and student from the same noise, and write ``samples/`` and ``report.html`` of a run."""
     recipe, run, plan = results.recipe, results.run, results.job.plan
     count = recipe.samples.count
+    name = "student" if results.teacher is not None else "network"
+    seconds = _seconds(results, {name: results.pipeline(weights).unet})
     entries = []
     if results.teacher is not None:
         samples = results.sample(results.teacher_pipeline(), count, "sampling the teacher")
-        entries.append(Entry("teacher", plan.teacher_cost, samples))
+        entries.append(Entry("teacher", plan.teacher_cost, samples, seconds=seconds.get("teacher")))
     samples = results.sample(results.pipeline(weights), count, "sampling the student")
-    name = "student" if results.teacher is not None else "network"
     curve = run.metrics()
-    entries.append(Entry(name, plan.cost, samples, curve))
+    entries.append(Entry(name, plan.cost, samples, curve, seconds=seconds[name]))
     for entry in entries:
         picture = grid(entry.samples, COLUMNS, zoom=zoom_for(entry.samples))
         save_picture(run.samples / f"{entry.name}.png", picture)
@@ -61,6 +64,15 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
         analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
+
+
+def _seconds(results: Results, networks: dict[str, Any]) -> dict[str, float]:
+    """Of a forward pass of the networks, and of the teacher's."""
+    if results.teacher is not None:
+        networks = {"teacher": results.teacher.unet.to(results.place), **networks}
+    results.display.say(f"measuring milliseconds of {' and '.join(networks)}")
+    tokens = dict.fromkeys(networks, results.shell.conditioning.tokens)
+    return brief_latencies(networks, tokens=tokens, size=results.shell.size)
 
 
 def _readable(images: Images, chosen: Iterable[int]) -> np.ndarray:
