@@ -70,7 +70,8 @@ def test_the_demo_compares_three_networks_and_reports(tmp_path, monkeypatch):
         assert entry.errors.upper == pytest.approx(found.upper, rel=1e-4)
         assert entry.errors.overall == pytest.approx(found.overall, rel=1e-4)
     page = (tmp_path / "report.html").read_text()
-    for words in ("error on images held out", "samples of spectral", "samples of lite", "<svg", "upper half", "faster a step"):
+    told = ("error on images held out", "samples of spectral", "samples of lite", "<svg", "upper half", "faster a step")
+    for words in told:
         assert words in page
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert (tmp_path / "spectral" / "student" / "model_index.json").exists()
