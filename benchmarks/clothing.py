@@ -41,6 +41,7 @@ SIZES: dict[str, tuple[int, int, dict[str, object], dict[str, object]]] = {
             "distill.lambda_spatial": 0.5,
             "distill.lambda_freq": 0.5,
             "train.snr_gamma": "none",  # as when it ran
+            "distill.reuse": 1,
         },
         {"train.lr": 4e-3},  # of 12 channels and more; after 500 steps a seventh less error than with 1e-3
     ),

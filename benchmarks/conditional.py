@@ -104,6 +104,7 @@ STUDENT = {
     "train.ema": 0.99,
     "train.checkpoint_every": 250,
     "train.snr_gamma": "none",  # as when it ran
+    "distill.reuse": 1,
 }
 SPECTRAL = {"student.init": "teacher", "student.overrides": DENSE_MIXED, **lambdas(2.0, 2.0)}  # as the ablation chose
 

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.run_folder import RunFolder
-from slimdpm.system.files import write_json, write_text
+from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import share
@@ -46,6 +46,7 @@ TIMED, UNTIMED = 32, 16  # steps of each student that are timed, and before them
 SIZE = SIZES["32"]
 BASE = "spectral, reuse 1"
 LITE = "fair lite"
+CORE = [LITE, BASE, "spectral, reuse 4", "spectral, reuse 8"]
 RATE = 8e-3  # the best of three for Lite and for gated networks, on the images for choices (docs/findings.md)
 
 
@@ -194,24 +195,31 @@ class Study:
         }
 
 
+COLUMNS = {  # of which images, and what
+    "error": ("evaluation", "overall"),
+    "upper half": ("evaluation", "upper-half"),
+    "kernel distance": ("evaluation", "kernel distance"),
+    "error, images for choices": ("tune", "overall"),
+    "kernel distance, images for choices": ("tune", "kernel distance"),
+}
+
+
 def table(results: Mapping[str, Any]) -> str:
-    """Ratios to the fair Lite of the same seed: mean, and the interval over the seeds."""
-    rows, cells_ = [], results["cells"]
-    for name, seeds in cells_.items():
-        row = [name, f"{np.mean([one['steps'] for one in seeds.values()]):.0f}"]
-        for part in ("tune", "evaluation"):
-            for what in ("overall", "upper-half", "kernel distance"):
-                ratios = tuple(
-                    _ratio(one["measures"][part], cells_[LITE][seed]["measures"][part], what)
-                    for seed, one in seeds.items()
-                    if seed in cells_.get(LITE, {})
-                )
-                row.append(str(Summary(ratios)) if ratios else "")
-        rows.append([*row, str(len(seeds))])
-    parts = [
-        f"{part}: {what}" for part in ("choices", "evaluation") for what in ("error", "upper half", "kernel dist.")
-    ]
-    return markdown(["student", "steps", *parts, "seeds"], rows)
+    """Ratios to the fair Lite of the same seed: mean, and the 95 % interval over the seeds."""
+    cells, rows = results["cells"], []
+    for name, seeds in cells.items():
+        shared = [
+            (one["measures"], cells[LITE][seed]["measures"]) for seed, one in seeds.items() if seed in cells[LITE]
+        ]
+        first, lite = next(iter(seeds.values())), next(iter(cells[LITE].values()))
+        row = [name, f"{first['steps']:,}", f"{first['seconds per step'] / lite['seconds per step']:.2f}"]
+        for part, what in COLUMNS.values():
+            summary = Summary(tuple(_ratio(ours[part], theirs[part], what) for ours, theirs in shared))
+            low, high = summary.interval
+            interval = f" ({low:.3f} to {high:.3f})" if len(shared) > 1 and name != LITE else ""
+            row.append(f"{summary.mean:.3f}{interval}")
+        rows.append([*row, str(len(shared))])
+    return markdown(["student", "steps", "seconds of a step ÷ Lite's", *COLUMNS, "seeds"], rows)
 
 
 def _ratio(measures: Mapping[str, float], base: Mapping[str, float], what: str) -> float:
@@ -224,14 +232,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="the ablation's images")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=list(cells()), choices=list(cells()), help="students")
+    parser.add_argument("--only", nargs="*", default=CORE, choices=list(cells()), help="students")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = Study(options.data, options.work, options.only, range(options.seeds)).run()
     write_json(options.output / "equal_seconds.json", results)
-    write_text(options.output / "equal_seconds.md", table(results) + "\n")
     print(table(results))
 
 

@@ -9,6 +9,7 @@ from test_training import assert_equal_checkpoints, logged
 
 from slimdpm.method.distiller import Distiller
 from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
 from slimdpm.training import lessons
 from slimdpm.training.dry_run import forecast
 from slimdpm.training.lessons import batches_kept, kept_batch
@@ -77,6 +78,19 @@ def test_a_run_that_keeps_batches_goes_on_exactly(stop, tmp_path, monkeypatch, t
     last = "checkpoints/step-00000011"
     assert_equal_checkpoints(tmp_path / "whole" / last, tmp_path / "two" / last)
     assert logged(tmp_path / "whole") == logged(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_reuse_that_it_began_with(tmp_path, teacher_folder, image_folder):
+    outputs = "distill.pairs=none"
+    planned = job(teacher_folder, image_folder, outputs, "train.steps=1")
+    run_job(planned, tmp_path / "new", report=False)
+    assert (planned.recipe.distill.uses, RunFolder(tmp_path / "new").recipe().distill.reuse) == (4, 4)
+    file = tmp_path / "new/recipe.yaml"  # one that was begun before there was such a key
+    file.write_text(file.read_text().replace("  reuse: 4\n", ""))
+    run_job(job(teacher_folder, image_folder, outputs, "train.steps=2"), tmp_path / "new", report=False)
+    assert RunFolder(tmp_path / "new").recipe().distill.reuse == 1
+    assert job(teacher_folder, image_folder, "distill.pairs=auto").recipe.distill.uses == 1
 
 
 @pytest.mark.slow

@@ -275,6 +275,7 @@ def recipe_of(
         "train.schedule": "cosine",
         "train.lr": rate,
         "train.snr_gamma": "none",
+        "distill.reuse": 1,
         "train.seed": seed,
         "train.log_every": 100,
         "train.sample_every": 0,

@@ -52,6 +52,7 @@ def _image_size(value: Any) -> Size:
 
 DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
 DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
+DEFAULT_REUSE = 4  # of each of the teacher's answers
 
 
 class Section(BaseModel):
@@ -208,8 +209,14 @@ class DistillRecipe(Section):
     `student_block:teacher_block`"""
     levels: Literal["all"] | list[int] = "all"
     """scales that take part, `[1, 2]` for full and half resolution"""
-    reuse: int = Field(1, ge=1, le=64)
-    """steps that each of the teacher's answers serves: its images, noise and timesteps come again with it"""
+    reuse: int | None = Field(None, ge=1, le=64)
+    """steps that each of the teacher's answers serves: its images, noise and timesteps come again with it; by default
+    4, with feature pairs 1"""
+
+    @property
+    def uses(self) -> int:
+        """`reuse` or its default: features are too large to be kept without being asked."""
+        return self.reuse or (DEFAULT_REUSE if self.pairs == "none" else 1)
 
 
 class ProcessRecipe(Section):

@@ -47,16 +47,18 @@ class RunFolder:
         self._new = False
 
     def settled(self, recipe: Recipe) -> Recipe:
-        """The recipe with the defaults that follow from the number of steps: a run keeps those that it began with.
+        """The recipe with the defaults of its training filled in: a run keeps those that it began with.
 
         Raises:
             SlimdpmError: if the folder's recipe is damaged.
         """
-        train = recipe.train
+        begun = self.recipe() if self.recipe_file.is_file() else recipe
+        train, distill = recipe.train, recipe.distill
         if train.warmup is None:
-            begun = self.recipe().train if self.recipe_file.is_file() else train
-            train = train.model_copy(update={"warmup": begun.warmup_steps})
-        return recipe.model_copy(update={"train": train})
+            train = train.model_copy(update={"warmup": begun.train.warmup_steps})
+        if distill.reuse is None:
+            distill = distill.model_copy(update={"reuse": begun.distill.uses})
+        return recipe.model_copy(update={"train": train, "distill": distill})
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, before anything is written.
@@ -109,7 +111,11 @@ class RunFolder:
         """The recipe that the run was started with. Raises `SlimdpmError` if the folder holds no run."""
         if not self.recipe_file.is_file():
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
-        return read_recipe(self.recipe_file)
+        recipe = read_recipe(self.recipe_file)
+        if recipe.distill.reuse is None:  # begun before answers could be kept
+            distill = recipe.distill.model_copy(update={"reuse": 1})
+            recipe = recipe.model_copy(update={"distill": distill})
+        return recipe
 
     def grid(self, step: int) -> Path:
         """The picture of samples at a step."""

@@ -63,6 +63,7 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
             "processes": processes,
             "micro_batch": micro_batch,
             "accumulation": accumulation,
+            "uses": recipe.distill.uses,
             "resumes_at": resumes_at,
             "images_seen": seen,
             "epochs": seen / len(job.source),
@@ -129,8 +130,8 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, _) in TERMS.items())
         omega = f"α {distill['alpha']:g}, ω scaled to {distill['weight_scaling']}"
         yield "losses", f"{', '.join((denoising, *TERMS))}: {factors}, {omega}"
-        if distill["reuse"] > 1:
-            yield "", f"each answer of the teacher serves {distill['reuse']} steps"
+        if shares["uses"] > 1:
+            yield "", f"each answer of the teacher serves {shares['uses']} steps"
     else:
         yield "loss", denoising
     yield "precision", train["precision"]

@@ -69,7 +69,7 @@ class Lessons:
     def __init__(self, job: Job, images: Images, distiller: Distiller, accelerator: Accelerator, start: int):
         self.job, self.distiller, self.accelerator = job, distiller, accelerator
         self.micro_batch, self.accumulation = split_batch(job.recipe, accelerator.num_processes)
-        self.reuse = job.recipe.distill.reuse if distiller.teaches else 1
+        self.reuse = job.recipe.distill.uses if distiller.teaches else 1
         # The oldest batch that a step from `start` on may take, and the newest one.
         self._next = max(0, start // self.reuse + 1 - batches_kept(self.reuse))
         self._kept: deque[list[Lesson]] = deque(maxlen=batches_kept(self.reuse))

@@ -106,7 +106,7 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
         buckets=trained if processes > 1 else 0,
         teacher=_bytes(guide) if guide is not None else 0,
         frozen=sum(map(_bytes, resident)),
-        kept=(batches_kept(recipe.distill.reuse) - 1) * accumulation * lesson,
+        kept=(batches_kept(recipe.distill.uses) - 1) * accumulation * lesson,
         step=max(0, step - trained),
         sampling=averaged + sampling + sum(map(_bytes, shell.frozen)) - sum(map(_bytes, resident)),
     )
