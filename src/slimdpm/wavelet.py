@@ -25,15 +25,21 @@ SUBBANDS = ("LL", "LH", "HL", "HH")
 EXPANSIONS = ("grouped", "dense", "none")
 Gates = tuple[float, float, float, float]  # of LL, LH, HL, HH
 LOW_PASS: Gates = (0.5, 0.05, 0.05, 0.05)  # at the start: near average pooling, while gradients reach all four
+# From a, b, c, d to LL, LH, HL, HH and back: symmetric and orthonormal, hence its own inverse.
+HAAR = torch.tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], dtype=torch.float32) / 2
+_FEW = 2**14  # numbers in a tensor: below, the calls of a CPU cost more than its arithmetic
 
 
 def _split_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four pixels ``a, b, c, d`` of each 2x2 block of ``x (..., H, W)``, each ``(..., H/2, W/2)``."""
-    return x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
+    top, bottom = x.unflatten(-2, (-1, 2)).unbind(-2)  # (..., H/2, W)
+    a, b = top.unflatten(-1, (-1, 2)).unbind(-1)
+    c, d = bottom.unflatten(-1, (-1, 2)).unbind(-1)
+    return a, b, c, d
 
 
 def _butterfly(p: Tensor, q: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 4x4 Haar matrix applied to four tensors. It is symmetric and orthonormal, hence its own inverse."""
+    """`HAAR` applied to four tensors."""
     p, q, r, s = p + q, p - q, r + s, r - s
     return (p + r) / 2, (p - r) / 2, (q + s) / 2, (q - s) / 2
 
@@ -61,15 +67,23 @@ def haar_idwt2(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor) -> Tensor:
     """The inverse of `haar_dwt2`.
 
     Args:
-        ll, lh, hl, hh: the sub-bands, each ``(..., H, W)``.
+        ll, lh, hl, hh: the sub-bands, each ``(..., C, H, W)``.
 
     Returns:
-        ``(..., 2H, 2W)``.
+        ``(..., C, 2H, 2W)``, in memory with the channels last: so whole pixels are copied to their places.
     """
-    a, b, c, d = _butterfly(ll, lh, hl, hh)
-    top = torch.stack((a, b), dim=-1).flatten(-2)  # (..., H, 2W)
-    bottom = torch.stack((c, d), dim=-1).flatten(-2)  # (..., H, 2W)
-    return torch.stack((top, bottom), dim=-2).flatten(-3, -2)  # (..., 2H, 2W)
+    a, b, c, d = (pixels.movedim(-3, -1) for pixels in _butterfly(ll, lh, hl, hh))  # (..., H, W, C)
+    top = torch.stack((a, b), dim=-2).flatten(-3, -2)  # (..., H, 2W, C)
+    bottom = torch.stack((c, d), dim=-2).flatten(-3, -2)  # (..., H, 2W, C)
+    return torch.stack((top, bottom), dim=-3).flatten(-4, -3).movedim(-1, -3)  # (..., C, 2H, 2W)
+
+
+def _in_graph() -> bool:
+    """Whether the formulas shall stand as they are written.
+
+    A compiler fuses them, and an exported or traced graph of them serves every batch size. Elsewhere calls cost.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class WaveletGate(nn.Module):
@@ -104,7 +118,7 @@ class WaveletGate(nn.Module):
         self.excite.bias.copy_(logits.repeat_interleave(self.channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.mean(dim=(2, 3))  # (B, C)
+        pooled = x.flatten(2).mean(2)  # (B, C)
         gates = torch.sigmoid(self.excite(F.silu(self.squeeze(pooled))))  # (B, 4C)
         return gates.unflatten(1, (4, self.channels))  # (B, 4, C)
 
@@ -156,19 +170,21 @@ def fused_gated_dwt2(x: Tensor, gates: Tensor) -> Tensor:
         ``(B, C, H/2, W/2)``.
     """
     batch, channels, height, width = x.shape
-    filters = haar_idwt2(*gates[..., None, None].unbind(1))  # (B, C, 2, 2): w = H^T g
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # A compiler fuses this into one kernel, and an exported or traced graph stays free of per-sample groups, which
-        # would tie it to one batch size.
-        (a, b, c, d), (wa, wb, wc, wd) = _split_blocks(x), _split_blocks(filters)
-        return wa * a + wb * b + wc * c + wd * d
-    out = F.conv2d(
-        x.reshape(1, batch * channels, height, width),
-        filters.reshape(batch * channels, 1, 2, 2),
-        stride=2,
-        groups=batch * channels,
-    )
-    return out.reshape(batch, channels, height // 2, width // 2)
+    if gates.is_cpu and not _in_graph():
+        filters = gates.transpose(1, 2) @ HAAR.to(gates)  # (B, C, 4): w = H^T g
+    else:
+        filters = torch.stack(_butterfly(*gates.unbind(1)), dim=-1)
+    few = x.is_cpu and x.numel() <= _FEW
+    if _in_graph() or not (few or x.is_contiguous()):
+        (a, b, c, d), (wa, wb, wc, wd) = _split_blocks(x), filters[..., None, None].unbind(2)
+        return torch.addcmul(torch.addcmul(torch.addcmul(wa * a, wb, b), wc, c), wd, d)
+    if few:
+        blocks = F.pixel_unshuffle(x, 2).reshape(batch * channels, 4, -1)
+        out = torch.bmm(filters.reshape(batch * channels, 1, 4), blocks)
+    else:
+        pixels = x.view(1, batch * channels, height, width)
+        out = F.conv2d(pixels, filters.reshape(-1, 1, 2, 2), stride=2, groups=batch * channels)
+    return out.view(batch, channels, height // 2, width // 2)
 
 
 class WaveletGatingUp(nn.Module):
@@ -208,12 +224,16 @@ class WaveletGatingUp(nn.Module):
             self.expand = nn.Conv2d(channels, 4 * channels, 1, groups=4 if expansion == "grouped" else 1)
 
     def forward(self, hidden_states: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-        gates = self.gate(hidden_states)[..., None, None]  # (B, 4, C, 1, 1)
+        _, channels, height, width = hidden_states.shape
+        gates = self.gate(hidden_states)  # (B, 4, C)
         if self.expand is None:
-            coefficients = hidden_states[:, None] * gates  # (B, 4, C, H, W)
+            coefficients = hidden_states[:, None] * gates[..., None, None]  # (B, 4, C, H, W)
+            out = haar_idwt2(*coefficients.unbind(1))  # (B, C, 2H, 2W)
+        elif hidden_states.is_cpu and height * width >= 8 * channels and not _in_graph():
+            out = fused_gated_idwt2(hidden_states, gates, self.expand)
         else:
-            coefficients = self.expand(hidden_states).unflatten(1, (4, self.channels)) * gates  # (B, 4, C, H, W)
-        out = haar_idwt2(*coefficients.unbind(1))  # (B, C, 2H, 2W)
+            coefficients = self.expand(hidden_states).unflatten(1, (4, channels)) * gates[..., None, None]
+            out = haar_idwt2(*coefficients.unbind(1))
         if output_size is None:
             return out
         height, width = output_size
@@ -222,6 +242,37 @@ class WaveletGatingUp(nn.Module):
                 f"output_size {tuple(output_size)} is larger than twice the input, {tuple(out.shape[-2:])}"
             )
         return out[..., :height, :width]
+
+
+def fused_gated_idwt2(x: Tensor, gates: Tensor, expand: nn.Conv2d) -> Tensor:
+    """``IDWT(g * expand(x))`` as one 1x1 convolution with filters for each sample, C to 4C, and a rearrangement.
+
+    All three steps are linear. With ``W_sc`` and ``b_sc`` the expansion's filter and bias for sub-band s and channel
+    c, pixel p of a 2x2 block is ``sum_s H_ps g_sc (W_sc x + b_sc)``. The filters are worth making where there are
+    many more positions than channels.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        gates: ``(B, 4, C)`` in the order LL, LH, HL, HH.
+        expand: 1x1, C to 4C, with 1 or 4 groups.
+
+    Returns:
+        ``(B, C, 2H, 2W)``, in memory with the channels last.
+    """
+    batch, channels, height, width = x.shape
+    mixing = HAAR.to(gates) * gates.transpose(1, 2)[:, :, None]  # (B, C, 4, 4): H_ps g_sc
+    weight = expand.weight.view(4, channels, -1).transpose(0, 1)  # (C, 4, C / groups)
+    # with groups each sub-band sees a quarter of the channels
+    filters = (
+        mixing @ weight if expand.groups == 1 else mixing[..., None] * weight[:, None]
+    )  # (B, C, 4, [4,] C / groups)
+    bias = mixing @ expand.bias.view(4, channels).t()[..., None]  # (B, C, 4, 1)
+    out = torch.baddbmm(
+        bias.reshape(batch, 1, 4 * channels),
+        x.permute(0, 2, 3, 1).reshape(batch, height * width, channels),
+        filters.reshape(batch, 4 * channels, channels).transpose(1, 2),
+    )  # (B, HW, 4C)
+    return F.pixel_shuffle(out.unflatten(1, (height, width)).permute(0, 3, 1, 2), 2)
 
 
 @contextmanager
