@@ -53,8 +53,15 @@ def test_an_image_does_not_depend_on_its_batch(pipeline, scheduler):
 
 def test_a_network_in_training_is_left_so(pipeline):
     pipeline.unet.train()
+    weight = pipeline.unet.conv_in.weight
+    strides, channels_last = weight.stride(), []
+    handle = pipeline.unet.register_forward_pre_hook(lambda *_: channels_last.append(weight.stride(1) == 1))
     sample_images(pipeline, 1, steps=2)
+    handle.remove()
+    assert all(channels_last) and weight.stride() == strides
     assert pipeline.unet.training
+    pipeline.unet(torch.randn(1, *weight.shape[1:2], 8, 8), 0).sample.sum().backward()
+    pipeline.unet.zero_grad()
 
 
 @pytest.mark.parametrize("name", ["magic", "DPMSolverSDEScheduler", "FlowMatchEulerDiscreteScheduler", "os"])

@@ -7,7 +7,8 @@ the loop here serves all of them, in pixel and in latent space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
 
 from slimdpm.conditioning import Request
 from slimdpm.data.images import to_pixels
@@ -145,16 +147,35 @@ def sample_batches(
     if size is not None:
         shell = shell.sized(size)
     probe(shell, scheduler, steps)
-    training = unet.training
-    unet.eval()
-    try:
+    with _sampling(unet, *([] if shell.autoencoder is None else [shell.autoencoder])):
         for first in range(indices.start, indices.stop, batch_size):
             batch = range(first, min(first + batch_size, indices.stop))
             samples = clean_samples(unet, shell, batch, steps=steps, scheduler=scheduler, seed=seed, request=request)
             yield to_pixels(shell.decode(samples))
             progress(len(batch))
+
+
+@contextmanager
+def _sampling(*networks: nn.Module) -> Iterator[None]:
+    """Networks as they sample: in eval mode, on a CPU with weights in channels-last order, in which convolutions are
+    faster there (by up to a fifth, the more the larger the batch; rarely slower). Afterwards they are as they were."""
+    training = [network.training for network in networks]
+    turned = [network for network in networks if all(p.is_cpu and p.is_contiguous() for p in network.parameters())]
+    for network in networks:
+        network.eval()
+    _lay_out(turned, torch.channels_last)
+    try:
+        yield
     finally:
-        unet.train(training)
+        _lay_out(turned, torch.contiguous_format)
+        for network, before in zip(networks, training, strict=True):
+            network.train(before)
+
+
+@torch.inference_mode(False)  # what is trained later must be no tensor of inference
+def _lay_out(networks: Iterable[nn.Module], layout: torch.memory_format) -> None:
+    for network in networks:
+        network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def clean_samples(
