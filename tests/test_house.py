@@ -16,6 +16,7 @@ FLOORS = (  # from the ground up; what stands on one line may be imported by the
     ("wavelet",),
     ("unet",),
     ("method",),
+    ("student_recipe",),
     ("recipe",),
     ("recipe_file",),
     ("run_folder",),

@@ -31,6 +31,8 @@ def slim(
     width: int | None = None,
     max_macs: float | str | None = None,
     max_params: float | str | None = None,
+    speedup: float | None = None,
+    max_ms: float | None = None,
     init: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
@@ -51,6 +53,9 @@ def slim(
         width: its base channels, instead of a ratio.
         max_macs: its conv+linear MACs at most, for example ``"500M"``.
         max_params: its parameters at most.
+        speedup: how many times faster than the teacher one call of it shall be; candidates of several widths and
+            depths are measured on this machine.
+        max_ms: milliseconds of one call at most, measured in the same way.
         init: its first weights, ``"teacher"`` or ``"random"``.
         steps: optimiser steps.
         size: of the images in pixels, a number or ``(height, width)``; by default the teacher's.
@@ -65,8 +70,9 @@ def slim(
         SlimdpmError: for whatever the user can mend; its text says what.
     """
     student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
-    job = planned("slim", teacher, data, student, size=size, steps=steps, recipe=recipe, settings=settings)
-    return _run(job, output, progress)
+    student |= {"speedup": speedup, "max_ms": max_ms}
+    rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
+    return _run("slim", teacher, data, student, output, progress, rest)
 
 
 def train(
@@ -79,6 +85,8 @@ def train(
     width: int | None = None,
     max_macs: float | str | None = None,
     max_params: float | str | None = None,
+    speedup: float | None = None,
+    max_ms: float | None = None,
     steps: int | None = None,
     size: Size | None = None,
     recipe: str | Path | None = None,
@@ -92,7 +100,8 @@ def train(
         model: a preset (see `slimdpm.PRESETS`), a config.json, or a folder with one.
         like: a pipeline whose U-Net, scheduler and autoencoder are taken, instead of a model.
         output: as for `slim`.
-        ratio, width, max_macs, max_params: the budget of a plain U-Net that is smaller than that network: Lite.
+        ratio, width, max_macs, max_params, speedup, max_ms: the budget of a plain U-Net that is smaller than that
+            network: Lite.
         steps, size, recipe, settings, progress: as for `slim`.
 
     Returns:
@@ -103,8 +112,9 @@ def train(
     """
     base = None if model is None else str(model)
     student = {"base": base, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    job = planned("train", like, data, student, size=size, steps=steps, recipe=recipe, settings=settings)
-    return _run(job, output, progress)
+    student |= {"speedup": speedup, "max_ms": max_ms}
+    rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
+    return _run("train", like, data, student, output, progress, rest)
 
 
 def planned(
@@ -120,6 +130,8 @@ def planned(
     settings: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
     weights: bool = True,
+    output: str | Path | None = None,
+    display: Display | None = None,
 ) -> Job:
     """The job that the arguments of a function or of a command ask for. What is None is left to the recipe.
 
@@ -129,7 +141,8 @@ def planned(
         student: of a recipe's ``student`` section.
         cache: ``data.cache``.
         assignments: see `slimdpm.recipe_file.load_recipe`.
-        weights: see `slimdpm.training.plan.plan_job`.
+        weights, display: see `slimdpm.training.plan.plan_job`.
+        output: the run folder, if there is to be one.
     """
     at_hand = isinstance(teacher, DiffusionPipeline)
     values = {
@@ -142,11 +155,22 @@ def planned(
     file = None if recipe is None else _path("recipe", recipe)
     loaded = load_recipe(file, assignments, values=_given(values), settings=settings)
     named = data is None or isinstance(data, (str, Path))
-    return plan_job(loaded, teacher=teacher if at_hand else None, data=None if named else data, weights=weights)
+    return plan_job(
+        loaded,
+        teacher=teacher if at_hand else None,
+        data=None if named else data,
+        weights=weights,
+        folder=None if output is None else _path("output", output),
+        display=display,
+    )
 
 
-def _run(job: Job, output: str | Path | None, progress: bool) -> DiffusionPipeline:
+def _run(
+    task: str, teacher: Any, data: Any, student: Mapping[str, Any], output: str | Path | None, progress: bool, rest: Any
+) -> DiffusionPipeline:
+    """Plan and do what the arguments of `slim` or `train` ask for; `rest` are further ones of `planned`."""
     display = Display(Console() if progress else None)
+    job = planned(task, teacher, data, student, **rest, output=output, display=display)
     if output is not None:
         return run_job(job, _path("output", output), display)
     with tempfile.TemporaryDirectory(prefix="slimdpm-") as folder:

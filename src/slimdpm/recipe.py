@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from slimdpm.method.inherit import MIXING
 from slimdpm.method.losses import RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
+from slimdpm.student_recipe import StudentRecipe
 from slimdpm.system.sizes import SMALLEST, Size, sides, size_of
+from slimdpm.system.validation import Section
 
-_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-
-
-def parse_amount(value: Any) -> Any:
-    """``"6.7G"`` as 6.7e9; what is no text passes through."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)\s*", value, re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{value!r} is no amount; write for example 500M or 6.7G")
-    return float(match[1]) * _UNITS.get(match[2].upper(), 1.0)
-
-
-Amount = Annotated[float, BeforeValidator(parse_amount), Field(gt=0)]
 # Numbers beyond these are slips of the finger: they would fail late, or fill a memory.
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps and images
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -53,20 +32,6 @@ def _image_size(value: Any) -> Size:
 DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
 DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 DEFAULT_REUSE = 4  # of each of the teacher's answers
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise ValueError(f"{str(value).lower()} is neither a number nor text")
-        return value
 
 
 TEACHER = "teacher"  # as `data.path`: the teacher makes the images; a folder of that name is ./teacher
@@ -150,38 +115,6 @@ class DataRecipe(Section):
         return self
 
 
-class StudentRecipe(Section):
-    """The network that is trained."""
-
-    kind: Literal["spectral", "lite"] | None = None
-    """wavelet-gated resampling, or the teacher's own; by default `spectral` for slim, `lite` for train"""
-    base: str | None = None
-    """for `train` without a teacher, and for a transformer's student: preset, config.json, or folder with one"""
-    width: int | None = Field(None, ge=1, le=2**16)
-    """base channels; the other levels keep the teacher's proportions"""
-    ratio: float | None = Field(None, gt=1, lt=1000)
-    """times fewer conv+linear MACs than the teacher; by default `12` for slim, if no budget is given"""
-    max_macs: Amount | None = None
-    """conv+linear MACs at most, `500M` or a number"""
-    max_params: Amount | None = None
-    """parameters at most"""
-    overrides: dict[str, Any] = {}
-    """values of the diffusers config, among them `layers_per_block`, `wavelet_expansion`, `wavelet_down_mix`,
-    `wavelet_gate_reduction`, `wavelet_gate_init`"""
-    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
-    """`epsilon`, `v_prediction` or `sample`; by default the teacher's"""
-    init: Literal["random", "teacher"] | None = None
-    """first weights: `random`, or `teacher` for the most important channels of the teacher's own, see above; by
-    default `teacher` for `slim` if the teacher is a U-Net, else `random`"""
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> StudentRecipe:
-        given = [k for k in ("width", "ratio", "max_macs", "max_params") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one budget, not {' and '.join(given)}")
-        return self
-
-
 class ConditioningRecipe(Section):
     """What the network is given beside the noisy sample."""
 
@@ -258,7 +191,7 @@ class TrainRecipe(Section):
     ema: float = Field(0.9999, ge=0, lt=1)
     """decay of the averaged weights, reached gradually: after *s* steps it is at most *s* ÷ (9 + *s*), so that a short
     run's average is of about its last ninth"""
-    freeze: list[str] = []
+    freeze: list[str] = Field([])
     """parameters of the student that stay as they start, by patterns such as `"*.gate.*"`"""
     seed: Seed = 0
     """of initial weights, order, noise"""
@@ -274,7 +207,7 @@ class TrainRecipe(Section):
     """steps"""
     sample_every: int | None = Field(None, ge=0, le=10**9)
     """steps between grids of samples; 0 for none; by default a fifth of the steps"""
-    trackers: list[str] = ["tensorboard"]
+    trackers: list[str] = Field(["tensorboard"])
     """any that accelerate knows; `[]` for none"""
 
     @property
@@ -296,7 +229,7 @@ class SampleRecipe(Section):
     """of the samples"""
     batch_size: Batch = 64
     """samples made at once"""
-    prompts: list[str] = []
+    prompts: list[str] = Field([])
     """what the samples of a text-to-image network show, in turn; without any, eight of the data's captions"""
     negative_prompt: str | None = None
     """takes the place of the null condition"""
@@ -335,8 +268,7 @@ class Recipe(Section):
         slim, student, samples = self.task == "slim", self.student, self.samples
         kind = student.kind or ("spectral" if slim else "lite")
         init = student.init or ("teacher" if slim and inherits else "random")
-        budget = any((student.width, student.ratio, student.max_macs, student.max_params))
-        free = slim and not budget and "block_out_channels" not in student.overrides
+        free = slim and not student.budgets and "block_out_channels" not in student.overrides
         ratio = DEFAULT_RATIO if free else student.ratio
         overrides = {**(MIXING if init == "teacher" and kind == "spectral" else {}), **student.overrides}
         sections: dict[str, dict[str, Any]] = {

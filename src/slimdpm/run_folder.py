@@ -60,6 +60,18 @@ class RunFolder:
             distill = distill.model_copy(update={"reuse": begun.distill.uses})
         return recipe.model_copy(update={"train": train, "distill": distill})
 
+    def timed(self, recipe: Recipe) -> Recipe:
+        """The recipe with the student that a budget in time chose when the run in this folder began.
+
+        Raises:
+            SlimdpmError: if the folder's recipe is damaged.
+        """
+        student = recipe.student
+        if student.timed is not None or not student.in_time or not self.recipe_file.is_file():
+            return recipe
+        begun = self.recipe().student.timed
+        return recipe.model_copy(update={"student": student.model_copy(update={"timed": begun})})
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, before anything is written.
 

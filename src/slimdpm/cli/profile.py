@@ -24,6 +24,9 @@ def profile(
     ratio: Annotated[
         str | None, typer.Option(help="Add the students of these ratios of the first network, for example 4,8,12,18.")
     ] = None,
+    speedup: Annotated[
+        str | None, typer.Option(help="Add the students that are so many times faster here, for example 4,8.")
+    ] = None,
     size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
     time: Annotated[bool, typer.Option("--time", help="Measure milliseconds on this machine.")] = False,
     batch: Annotated[str, typer.Option(help="Of --time: batch sizes.")] = "1,8",
@@ -41,12 +44,14 @@ def profile(
 
         slimdpm profile ldm4-spectral ldm4-lite --against ldm4
 
-        slimdpm profile path/to/pipeline --ratio 4,8,12,18 --time
+        slimdpm profile path/to/pipeline --ratio 4,8,12,18 --speedup 4,8 --time
     """
     from slimdpm.method.presets import PRESETS, find_network
 
     networks = [find_network(name) for name in models or PRESETS]
-    networks += _students(networks[0], _numbers(ratio or "", "--ratio", float), size)
+    teacher = networks[0] if size is None else replace(networks[0], config={**networks[0].config, "sample_size": size})
+    networks += _students(teacher, _numbers(ratio or "", "--ratio", float))
+    networks += _timed_students(teacher, _numbers(speedup or "", "--speedup", float), device)
     if size is not None:
         networks = [replace(network, config={**network.config, "sample_size": size}) for network in networks]
     values = _costs(networks, find_network(against) if against else None, size)
@@ -85,19 +90,36 @@ def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[s
     return values
 
 
-def _students(teacher: Any, ratios: Sequence[float], size: Any) -> list[Any]:
+def _students(teacher: Any, ratios: Sequence[float]) -> list[Any]:
     """The students that ``slimdpm slim`` would make of a network."""
     from slimdpm.method.inherit import MIXING
     from slimdpm.method.slimming import Budget, plan_student
 
-    config = teacher.config if size is None else {**teacher.config, "sample_size": size}
     plans = {
-        ratio: plan_student(config, Budget(ratio=ratio), overrides=MIXING, tokens=teacher.tokens) for ratio in ratios
+        ratio: plan_student(teacher.config, Budget(ratio=ratio), overrides=MIXING, tokens=teacher.tokens)
+        for ratio in ratios
     }
     return [
         replace(teacher, name=f"÷ {ratio:g}", config=plan.config, note=f"student of {teacher.name}")
         for ratio, plan in plans.items()
     ]
+
+
+def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None) -> list[Any]:
+    """The students that ``slimdpm slim --speedup`` would make of a network."""
+    from slimdpm.method.inherit import MIXING
+    from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
+    from slimdpm.system.processes import pick_device
+
+    if not speedups:
+        return []
+    watch = Stopwatch(teacher.config, pick_device(device), tokens=teacher.tokens)
+    students = []
+    for speedup in speedups:
+        plan = plan_in_time(teacher.config, TimeBudget(speedup), watch, overrides=MIXING, tokens=teacher.tokens)
+        note = f"student of {teacher.name}, {plan.student_seconds * 1e3:.1f} ms"
+        students.append(replace(teacher, name=f"{speedup:g} times faster", config=plan.config, note=note))
+    return students
 
 
 def _time(
@@ -112,7 +134,7 @@ def _time(
 ) -> str:
     """Put seconds beside the costs. Returns on what they were measured."""
     from slimdpm.method.latency import best_latencies, layer_seconds, random_network
-    from slimdpm.system.machine import machine_facts
+    from slimdpm.system.machine import device_facts
     from slimdpm.system.processes import pick_device
 
     place = pick_device(device)
@@ -128,7 +150,7 @@ def _time(
         for name, network in built.items() if layers else ():
             values[name]["layer_seconds"] = layer_seconds(network, rounds=rounds, tokens=tokens[name])
             task.advance()
-    return machine_facts()["device"] if place.type != "mps" else "Apple GPU"
+    return device_facts(place)
 
 
 def _cells(about: Mapping[str, Any]) -> list[str]:

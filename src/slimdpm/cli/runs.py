@@ -27,6 +27,11 @@ Ratio = Annotated[
 Width = Annotated[int | None, typer.Option(help="Base channels, instead of a ratio.")]
 MaxMacs = Annotated[str | None, typer.Option(help="conv+linear MACs at most, for example 500M.")]
 MaxParams = Annotated[str | None, typer.Option(help="Parameters at most, for example 20M.")]
+Speedup = Annotated[
+    float | None,
+    typer.Option(help="Times faster than the teacher, measured on this machine: chooses widths and depth."),
+]
+MaxMs = Annotated[float | None, typer.Option(help="Milliseconds of one call of the network at most, in the same way.")]
 Init = Annotated[
     Literal["random", "teacher"] | None,
     typer.Option(
@@ -59,6 +64,8 @@ def slim(
     width: Width = None,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
+    speedup: Speedup = None,
+    max_ms: MaxMs = None,
     init: Init = None,
     steps: Steps = None,
     size: Size = None,
@@ -75,9 +82,12 @@ def slim(
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
 
+        slimdpm slim google/ddpm-cat-256 photos/ -o runs/fast --speedup 10
+
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
+    student |= {"speedup": speedup, "max_ms": max_ms}
     _start(
         output,
         dry_run,
@@ -105,6 +115,8 @@ def train(
     width: Width = None,
     max_macs: MaxMacs = None,
     max_params: MaxParams = None,
+    speedup: Speedup = None,
+    max_ms: MaxMs = None,
     steps: Steps = None,
     size: Size = None,
     recipe: RecipeFile = None,
@@ -120,6 +132,7 @@ def train(
     slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
     """
     student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student |= {"speedup": speedup, "max_ms": max_ms}
     _start(
         output,
         dry_run,
@@ -211,11 +224,12 @@ def _start(output: Path, dry_run: bool, as_json: bool, **arguments: Any) -> None
 
     if as_json and not dry_run:
         raise SlimdpmError("--json belongs to --dry-run")
-    job = planned(**arguments, weights=not dry_run)
+    display = Display(Console(stderr=True) if dry_run else console)
+    job = planned(**arguments, weights=not dry_run, output=output, display=display)
     if dry_run:
         _tell(job, output, as_json)
     else:
-        run_job(job, output, Display(console))
+        run_job(job, output, display)
 
 
 def _tell(job: Any, output: Path, as_json: bool) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdpm.method.channel_groups import Axis, ChannelGroups, mixing_layers
+from slimdpm.method.depth import shortened
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
@@ -43,7 +44,8 @@ def inherited_weights(teacher: Any, student: Any) -> dict[str, Tensor]:
 
     Args:
         teacher: a diffusers U-Net, or one of ours.
-        student: a U-Net of the same topology and other widths. What has no counterpart in the teacher, or is wider
+        student: a U-Net of the same levels, of other widths and of fewer layers or as many, see
+            `slimdpm.method.depth.shortened`. What has no counterpart in the teacher, or is wider
             than its counterpart, is left out: wavelet-gated resamplers of a plain teacher, added layers.
 
     Returns:
@@ -54,6 +56,7 @@ def inherited_weights(teacher: Any, student: Any) -> dict[str, Tensor]:
     Raises:
         SlimdpmError: for a network with blocks of other kinds than residual, attention and transformer blocks.
     """
+    teacher = shortened(teacher, student)
     mixing = mixing_layers(teacher) | mixing_layers(student)
     theirs, ours = ChannelGroups(teacher, mixing), ChannelGroups(student, mixing)
     tensors = _restated(teacher, student, theirs, ours)

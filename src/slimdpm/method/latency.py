@@ -106,6 +106,7 @@ def best_latencies(
     batch: int = 1,
     tokens: Mapping[str, int] | None = None,
     size: Size | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[Latency, str]]:
     """Of one forward pass of each network in the memory format in which it is faster, and which one that is.
 
@@ -119,7 +120,7 @@ def best_latencies(
             name: _call(network.to(memory_format=form), batch, (tokens or {}).get(name, 77), device, form, size)
             for name, network in networks.items()
         }
-        for name, latency in timings(calls, device, rounds=rounds).items():
+        for name, latency in timings(calls, device, rounds=rounds, clock=clock).items():
             if name not in found or latency.median < found[name][0].median:
                 found[name] = latency, layout
     for network in networks.values():

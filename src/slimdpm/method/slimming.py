@@ -107,7 +107,7 @@ def plan_student(
     limit, spent = _limit(budget, teacher_cost)
     best: tuple[dict[str, Any], Cost] | None = None
     for least in MIN_CHANNELS:
-        for lopsided, grain in product(LOPSIDED, _granularities(base)):
+        for lopsided, grain in product(LOPSIDED, granularities(base)):
             found = _widest_within(base, grain, least, lopsided, limit, spent, cost_of)
             if found and (best is None or spent(found[1]) > spent(best[1])):
                 best = found
@@ -158,7 +158,7 @@ def _attention_levels(config: Mapping[str, Any]) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class _Grain:
+class Grain:
     """What divides the channels: groups of the normalisation, and either the size or the number of attention heads."""
 
     groups: int
@@ -173,16 +173,16 @@ class _Grain:
         return [attention if has else common for has in _attention_levels(config)]
 
 
-def _granularities(config: Mapping[str, Any]) -> Iterator[_Grain]:
+def granularities(config: Mapping[str, Any]) -> Iterator[Grain]:
     """The teacher's own grain first, then ever finer ones: half the groups, and heads that fit them."""
     groups = config.get("norm_num_groups") or 1
     head_dim, heads = _heads(config)
-    grain = _Grain(groups, head_dim, heads)
+    grain = Grain(groups, head_dim, heads)
     yield grain
     sizes = [head_dim, *(2**k for k in range(8, 2, -1) if 2**k < head_dim)] if head_dim else []
     while True:
         fitting = next((size for size in sizes if size <= max(groups, 8)), head_dim)
-        finer = _Grain(groups, fitting, heads)
+        finer = Grain(groups, fitting, heads)
         if finer != grain:
             yield finer
         if groups % 2:
@@ -207,7 +207,7 @@ def _heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return (sizes.pop(), None) if len(sizes) == 1 else (None, math.lcm(*value))
 
 
-def _with_widths(base: Mapping[str, Any], channels: list[int], grain: _Grain) -> dict[str, Any]:
+def with_widths(base: Mapping[str, Any], channels: list[int], grain: Grain) -> dict[str, Any]:
     config = {**base, "block_out_channels": channels}
     if base.get("norm_num_groups") is not None:
         config["norm_num_groups"] = grain.groups
@@ -226,16 +226,16 @@ def _config_of_width(base: Mapping[str, Any], width: int) -> dict[str, Any]:
     widths = base["block_out_channels"]
     channels = [c * width // widths[0] for c in widths]
     exact = all(c * width % widths[0] == 0 for c in widths)
-    for grain in _granularities(base):
+    for grain in granularities(base):
         legal = all(c % step == 0 for c, step in zip(channels, grain.steps(base), strict=True))
         if exact and legal and min(channels) >= GROUP * grain.groups:
-            return _with_widths(base, channels, grain)
-    step = math.lcm(*next(iter(reversed(list(_granularities(base))))).steps(base))
+            return with_widths(base, channels, grain)
+    step = math.lcm(*next(iter(reversed(list(granularities(base))))).steps(base))
     lower, upper = max(width // step, 1) * step, (width // step + 1) * step
     raise SlimdpmError(f"a width of {width} does not fit this network's heads and groups; try {lower} or {upper}")
 
 
-def _legal(base: Mapping[str, Any], grain: _Grain, channels: list[int]) -> bool:
+def _legal(base: Mapping[str, Any], grain: Grain, channels: list[int]) -> bool:
     """Groups of some channels, and about the teacher's proportions."""
     shares = _shares(base, channels)
     return min(channels) >= GROUP * grain.groups and max(shares) <= min(2 * min(shares), 1.0)
@@ -246,7 +246,7 @@ def _shares(base: Mapping[str, Any], channels: list[int]) -> list[float]:
     return [n / c for n, c in zip(channels, base["block_out_channels"], strict=True)]
 
 
-def _ladder(base: Mapping[str, Any], grain: _Grain, least: int) -> list[list[int]]:
+def ladder(base: Mapping[str, Any], grain: Grain, least: int) -> list[list[int]]:
     """Widths of this grain from the slimmest to the teacher's own.
 
     Each rung scales all levels alike and rounds; a level that would fall below `least` channels stays there.
@@ -263,21 +263,21 @@ def _ladder(base: Mapping[str, Any], grain: _Grain, least: int) -> list[list[int
 
 
 def _widest_within(
-    base, grain: _Grain, least: int, lopsided: float, limit: float, spent, cost_of
+    base, grain: Grain, least: int, lopsided: float, limit: float, spent, cost_of
 ) -> tuple[dict[str, Any], Cost] | None:
     """The widest config of this grain whose cost stays within the limit.
 
     Bisection along the ladder, where cost grows; then single levels take what is left, from the widest rung that fits
     and from those just below it.
     """
-    rungs = [_with_widths(base, channels, grain) for channels in _ladder(base, grain, least)]
+    rungs = [with_widths(base, channels, grain) for channels in ladder(base, grain, least)]
     fitting = bisect_right(rungs, limit, key=lambda config: spent(cost_of(config)))
     starts = reversed(rungs[max(0, fitting - 3) : fitting])
     filled = [_filled(base, grain, config, lopsided, limit, spent, cost_of) for config in starts]
     return max(filled, key=lambda found: spent(found[1]), default=None)
 
 
-def _filled(base, grain: _Grain, config, lopsided: float, limit: float, spent, cost_of) -> tuple[dict[str, Any], Cost]:
+def _filled(base, grain: Grain, config, lopsided: float, limit: float, spent, cost_of) -> tuple[dict[str, Any], Cost]:
     """The config with single levels widened, as long as that fits the limit."""
     best = config, cost_of(config)
     most = lopsided * max(_shares(base, config["block_out_channels"]))
@@ -291,21 +291,21 @@ def _filled(base, grain: _Grain, config, lopsided: float, limit: float, spent, c
 
 
 def _one_level_wider(
-    base: Mapping[str, Any], grain: _Grain, channels: list[int], most: float
+    base: Mapping[str, Any], grain: Grain, channels: list[int], most: float
 ) -> Iterator[dict[str, Any]]:
     """The configs with one level a step wider."""
     steps = grain.steps(base)
     for level in range(len(steps)):
         wider = [c + steps[i] * (i == level) for i, c in enumerate(channels)]
         if _legal(base, grain, wider) and max(_shares(base, wider)) <= most:
-            yield _with_widths(base, wider, grain)
+            yield with_widths(base, wider, grain)
 
 
 def _nearest(base, budget: Budget, teacher_cost: Cost, cost_of) -> str:
     """Why the budget cannot be met, and the nearest that can."""
-    ladders = {grain: _ladder(base, grain, MIN_CHANNELS[-1]) for grain in _granularities(base)}
+    ladders = {grain: ladder(base, grain, MIN_CHANNELS[-1]) for grain in granularities(base)}
     slimmest = min(
-        (cost_of(_with_widths(base, rungs[0], grain)) for grain, rungs in ladders.items() if rungs),
+        (cost_of(with_widths(base, rungs[0], grain)) for grain, rungs in ladders.items() if rungs),
         key=lambda cost: cost.macs,
     )
     if budget.ratio is not None:

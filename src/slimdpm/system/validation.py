@@ -6,11 +6,27 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from slimdpm.system.errors import SlimdpmError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A model that takes nothing which it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=4096, use_attribute_docstrings=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError(f"{str(value).lower()} is neither a number nor text")
+        return value
 
 
 def validated(model: type[Model], values: Any, name: str, hints: Mapping[str, str] | None = None) -> Model:
@@ -43,11 +59,19 @@ def _place(section: Any, loc: Sequence[str | int]) -> list[str]:
         if part in members:
             section = members[part]
             continue
+        section = _model(section)
         known = isinstance(section, type) and issubclass(section, BaseModel)
         if known or isinstance(part, int):
             place.append(str(part))
         section = section.model_fields[part].annotation if known and part in section.model_fields else None
     return place
+
+
+def _model(kind: Any) -> Any:
+    """The model of a kind of which there is one or none; else the kind."""
+    return next(
+        (member for member in get_args(kind) if isinstance(member, type) and issubclass(member, BaseModel)), kind
+    )
 
 
 def _described(
@@ -57,7 +81,7 @@ def _described(
     key, problem = ".".join(place), problems[0]
     if problem["type"] == "extra_forbidden":
         for part in place[:-1]:
-            section = section.model_fields[part].annotation
+            section = _model(section.model_fields[part].annotation)
         close = difflib.get_close_matches(place[-1], section.model_fields, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(section.model_fields)}"
         return f"unknown key {key}; {hint}"

@@ -52,6 +52,8 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
         "student": _network(plan.config, plan.cost),
         "reference": _reference(job),
         "first_weights": recipe.student.init,
+        "about_first_weights": job.first_weights,
+        "time": str(recipe.student.timed) if recipe.student.timed is not None else None,
         "feature_pairs": [str(pair) for pair in job.pairs],
         "conditioning": job.shell.conditioning.describe(recipe.conditioning.drop),
         "data": {
@@ -96,7 +98,9 @@ def lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "student", _cost(student)
     if reference is not None:
         yield "", f"{reference['ratio']:.2f} times fewer MACs conv+linear, {reference['ratio_all']:.2f} times all"
-    yield "first weights", "the teacher's most important channels" if values["first_weights"] == "teacher" else "random"
+    if values["time"] is not None:
+        yield "time", values["time"]
+    yield "first weights", values["about_first_weights"]
     if recipe["task"] == "slim":
         yield from _rows("feature pairs", values["feature_pairs"] or ["none, the outputs only"])
     conditioning = (values["conditioning"] or "none").removeprefix("conditioning: ")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from slimdpm.data.sources import Source
+from slimdpm.method.depth import left_out
 from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.features import FeaturePair
 from slimdpm.method.slimming import Plan
@@ -37,7 +39,7 @@ class Job:
     shell: Shell
     plan: Plan
     teacher: Teacher | None
-    origin: nn.Module | None
+    origin: Any
     pairs: list[FeaturePair]
     source: Source
     conditions: Sequence | None = None
@@ -67,6 +69,13 @@ class Job:
             settings=self.recipe.losses,
         )
 
+    @property
+    def first_weights(self) -> str:
+        """Where the student's come from, for people."""
+        if self.origin is None:
+            return "random"
+        return "; ".join(["the teacher's most important channels", *left_out(self.origin.config, self.plan.config)])
+
     def describe(self) -> list[str]:
         """What will run, in a few lines."""
         plan, recipe = self.plan, self.recipe
@@ -75,8 +84,10 @@ class Job:
         if self.teacher is not None or plan.cost != plan.teacher_cost:
             name = self.teacher.name if self.teacher else recipe.teacher or recipe.student.base
             lines.append(f"teacher: {name}, {plan.teacher_cost}: {plan.ratio:.2f} times the student's MACs")
+        if recipe.student.timed is not None:
+            lines.append(f"time: {recipe.student.timed}")
         if self.origin is not None:
-            lines.append("first weights: the teacher's most important channels")
+            lines.append(f"first weights: {self.first_weights}")
         if self.teacher is not None:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
             why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -24,13 +25,22 @@ from slimdpm.pipelines.sampling import default_steps, probe
 from slimdpm.pipelines.shell import Shell, new_shell
 from slimdpm.pipelines.teacher import Teacher, load_teacher
 from slimdpm.recipe import TEACHER, Recipe
+from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.progress import Display
 from slimdpm.system.sizes import Size, briefly, described, nearest
 from slimdpm.training.job import Job
+from slimdpm.training.timed_student import timed_recipe
 
 
 def plan_job(
-    recipe: Recipe, *, teacher: DiffusionPipeline | None = None, data: Any = None, weights: bool = True
+    recipe: Recipe,
+    *,
+    teacher: DiffusionPipeline | None = None,
+    data: Any = None,
+    weights: bool = True,
+    folder: str | Path | None = None,
+    display: Display | None = None,
 ) -> Job:
     """Check a recipe against its teacher and data, and plan the student.
 
@@ -41,10 +51,13 @@ def plan_job(
             ``"teacher"``, as in a recipe.
         weights: False leaves those of the teacher and the autoencoder where they are: such a job is to be looked at
             and cannot run.
+        folder: of the run: one that was begun keeps the student that was measured for a budget in time.
+        display: where is said that students are measured.
 
     Raises:
         SlimdpmError: for whatever is missing, unsupported or impossible.
     """
+    recipe = recipe if folder is None else RunFolder(folder).timed(recipe)
     made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
     source = None if made else open_source(recipe.data if data is None else data)  # before a teacher is downloaded
     found = _find_teacher(recipe, teacher, weights)
@@ -58,7 +71,7 @@ def plan_job(
         prompts=shell.conditioning.examples(conditions, recipe.samples.seed),
     )
     _check_process(recipe, shell)
-    return _design(recipe, found, shell, base, source, conditions)
+    return _design(recipe, found, shell, base, source, conditions, display or Display())
 
 
 def _find_teacher(recipe: Recipe, given: DiffusionPipeline | None, weights: bool) -> Teacher | None:
@@ -106,11 +119,15 @@ def _design(
     base: dict[str, Any],
     source: Source,
     conditions: Sequence | None,
+    display: Display,
 ) -> Job:
     """The student, and what it learns from."""
     with blamed("no student can be planned"):
         shell, base = _sized(recipe, shell, base, teacher)
     reference = measure(teacher.config) if teacher is not None and not teacher.has_scales else None
+    if recipe.student.in_time and recipe.student.timed is None:
+        measured = base if teacher is None or reference is None else teacher.config
+        recipe = timed_recipe(recipe, base, measured, shell.conditioning.tokens, display)
     plan = _plan(recipe, base, shell.conditioning.tokens, reference)
     distilled = teacher if recipe.task == "slim" else None
     pairs = _pairs(recipe, plan, distilled) if distilled else []
@@ -137,7 +154,7 @@ def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher |
     """Shell and config at the run's size. It must be one that the autoencoder halves and that the networks keep."""
     size = recipe.data.size
     assert size is not None and recipe.student.kind is not None
-    student = student_base(base, recipe.student.kind, recipe.student.overrides)
+    student = student_base(base, recipe.student.kind, recipe.student.fixed)
     networks = {"teacher": loaded.config if loaded is not None else base, "student": student}
 
     def refusing(size: Size) -> str | None:
@@ -164,14 +181,14 @@ def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | N
     budget = Budget(s.width, s.ratio, s.max_macs, s.max_params)
     assert s.kind is not None
     with blamed("no student can be planned"):
-        if budget == Budget() and "block_out_channels" not in s.overrides:  # train: the base itself
-            config = {**base, **s.overrides}
+        if budget == Budget() and "block_out_channels" not in s.fixed:  # train: the base itself
+            config = {**base, **s.fixed}
             cost = measure(config, tokens=tokens)
             plan = Plan(config, cost, reference or cost)
         else:
-            plan = plan_student(base, budget, kind=s.kind, overrides=s.overrides, tokens=tokens, reference=reference)
+            plan = plan_student(base, budget, kind=s.kind, overrides=s.fixed, tokens=tokens, reference=reference)
     known = known_settings(plan.config)
-    for key in s.overrides.keys() - known:  # diffusers would leave it out without a word
+    for key in s.fixed.keys() - known:  # diffusers would leave it out without a word
         hint = f"; did you mean {close[0]}?" if (close := get_close_matches(key, known, n=1)) else ""
         raise SlimdpmError(f"student.overrides: a {plan.config['_class_name']} takes no {key}{hint}")
     ours, given = interface(plan.config), interface(base)

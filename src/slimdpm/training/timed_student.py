@@ -1,0 +1,77 @@
+"""A budget in time becomes a student: candidates are measured here, and what was chosen stands in the recipe.
+
+So a run that is resumed and another machine get the same student and measure nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from slimdpm.method.slimming import student_base
+from slimdpm.method.timed_plan import SECONDS, Stopwatch, TimeBudget, plan_in_time
+from slimdpm.recipe import Recipe
+from slimdpm.student_recipe import TimedStudent
+from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.machine import device_facts
+from slimdpm.system.processes import launched, pick_device, processes
+from slimdpm.system.progress import Display
+
+Config = Mapping[str, Any]
+
+
+def timed_recipe(recipe: Recipe, base: Config, measured: Config, tokens: int, display: Display) -> Recipe:
+    """The recipe with what its budget in time chose. Of several processes the first measures, for all.
+
+    Args:
+        recipe: resolved, its student not measured yet.
+        base: the config that is slimmed, with its size.
+        measured: the config of the network that the student is compared with: mostly the same.
+        tokens: length of the conditioning sequence.
+        display: where is said that it takes a while.
+
+    Raises:
+        SlimdpmError: if no student is fast enough, or the network cannot be slimmed.
+    """
+    found: list[Any] = [None]
+    alone = launched()[1] == 1
+    if alone or processes().is_main_process:
+        try:
+            found = [_timed(recipe, base, measured, tokens, display)]
+        except SlimdpmError as error:
+            found = [error]
+    if not alone:
+        broadcast_object_list(found)
+    if isinstance(found[0], SlimdpmError):
+        raise found[0]
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"timed": found[0]})})
+
+
+def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display: Display) -> TimedStudent:
+    student, device = recipe.student, pick_device(None)
+    assert student.kind is not None
+    machine, runtime = device_facts(device), f"eager PyTorch {torch.__version__}"
+    display.say(
+        f"measuring students of several widths and depths on {machine}, {runtime}: about {SECONDS:.0f} seconds, "
+        "more for large networks"
+    )
+    found = plan_in_time(
+        base,
+        TimeBudget(student.speedup, student.max_ms),
+        Stopwatch(measured, device, tokens=tokens),
+        machine=f"{machine}, {runtime}",
+        kind=student.kind,
+        overrides=student.overrides,
+        tokens=tokens,
+    )
+    before = student_base(base, student.kind, student.overrides)
+    return TimedStudent(
+        config={key: value for key, value in found.config.items() if before.get(key) != value},
+        machine=machine,
+        runtime=runtime,
+        teacher_ms=round(found.teacher_seconds * 1e3, 3),
+        student_ms=round(found.student_seconds * 1e3, 3),
+    )
