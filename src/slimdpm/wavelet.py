@@ -263,10 +263,8 @@ def fused_gated_idwt2(x: Tensor, gates: Tensor, expand: nn.Conv2d) -> Tensor:
     batch, channels, height, width = x.shape
     mixing = HAAR.to(gates) * gates.transpose(1, 2)[:, :, None]  # (B, C, 4, 4): H_ps g_sc
     weight = expand.weight.view(4, channels, -1).transpose(0, 1)  # (C, 4, C / groups)
-    if expand.groups == 1:
-        filters = mixing @ weight  # (B, C, 4, C)
-    else:  # each sub-band sees a quarter of the channels
-        filters = mixing[..., None] * weight[:, None]  # (B, C, 4, 4, C / 4)
+    # (B, C, 4, C); with groups (B, C, 4, 4, C / 4): each sub-band sees a quarter of the channels
+    filters = mixing @ weight if expand.groups == 1 else mixing[..., None] * weight[:, None]
     bias = mixing @ expand.bias.view(4, channels).t()[..., None]  # (B, C, 4, 1)
     out = torch.baddbmm(
         bias.reshape(batch, 1, 4 * channels),
