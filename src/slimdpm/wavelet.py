@@ -175,14 +175,14 @@ def fused_gated_dwt2(x: Tensor, gates: Tensor) -> Tensor:
     else:
         filters = torch.stack(_butterfly(*gates.unbind(1)), dim=-1)
     few = x.is_cpu and x.numel() <= _FEW
-    if _in_graph() or not (few or x.is_contiguous()):
+    if _in_graph() or not (few or x.is_contiguous() or x.is_meta):  # what counts MACs on meta knows convolutions
         (a, b, c, d), (wa, wb, wc, wd) = _split_blocks(x), filters[..., None, None].unbind(2)
         return torch.addcmul(torch.addcmul(torch.addcmul(wa * a, wb, b), wc, c), wd, d)
     if few:
         blocks = F.pixel_unshuffle(x, 2).reshape(batch * channels, 4, -1)
         out = torch.bmm(filters.reshape(batch * channels, 1, 4), blocks)
     else:
-        pixels = x.view(1, batch * channels, height, width)
+        pixels = x.reshape(1, batch * channels, height, width)
         out = F.conv2d(pixels, filters.reshape(-1, 1, 2, 2), stride=2, groups=batch * channels)
     return out.view(batch, channels, height // 2, width // 2)
 

@@ -68,8 +68,9 @@ def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display:
         tokens=tokens,
     )
     before = student_base(base, student.kind, student.overrides)
+    changed = {key: value for key, value in found.config.items() if before.get(key) != value}
     return TimedStudent(
-        config={key: value for key, value in found.config.items() if before.get(key) != value},
+        config=changed | {"block_out_channels": found.config["block_out_channels"]},  # also if they are the teacher's
         machine=machine,
         runtime=runtime,
         teacher_ms=round(found.teacher_seconds * 1e3, 3),
