@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import equal_seconds
 import numpy as np
 import pytest
 import recipe_keys
@@ -190,6 +191,11 @@ def test_findings_are_those_of_the_ablation(about):
     low, high = found["kernel distance"].interval
     assert told[0] == f"{found['kernel distance'].mean:.2f} ({low:.2f} to {high:.2f})"
     assert told[1:3] == [f"{found[key].mean:.2f}" for key in ("error of ε", "upper half")]
+
+
+def test_findings_at_equal_seconds_are_those_measured():
+    results = json.loads((ROOT / "benchmarks/results/equal_seconds.json").read_text())
+    assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
 
 
 def test_costs_of_presets_are_those_counted():
