@@ -1,5 +1,7 @@
 """Budgets in time: the choice against all there is to choose from, by a clock that is a formula; and what keeps it."""
 
+import re
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -62,6 +64,20 @@ def test_a_wish_that_calls_make_impossible_names_the_fastest():
         with pytest.raises(SlimdpmError, match=f"takes {least * 1e3:.2f} ms a call, {seconds(DEEP) / least:.1f} times"):
             plan_in_time(DEEP, budget, watch)
     assert plan_in_time(DEEP, TimeBudget(max_ms=least * 1.0001e3), watch).student_seconds == least
+
+
+def test_a_machine_that_turns_busy_is_believed_at_the_end():
+    calls = 0
+
+    def watch_that_tires(configs):
+        nonlocal calls
+        calls += 1
+        theirs, ours = watch(configs)
+        return theirs, [value * (1 if calls < 5 else 9) for value in ours]
+
+    with pytest.raises(SlimdpmError) as raised:
+        plan_in_time(DEEP, TimeBudget(speedup=2), watch_that_tires)
+    assert float(re.search(r"([0-9.]+) times less", str(raised.value))[1]) < 2  # what was measured last
 
 
 def test_what_the_user_fixes_of_the_depth_stays():

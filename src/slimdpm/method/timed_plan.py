@@ -116,11 +116,14 @@ def plan_in_time(
         theirs, ours = watch([search.rungs[rung] for search, rung in zip(open_ones, probes, strict=True)])
         for search, rung, seconds in zip(open_ones, probes, ours, strict=True):
             search.learn(rung, seconds, budget.limit(theirs))
+    least = min(search.least for search in searches)
     if fitting := [search for search in searches if search.fits >= 0]:
         costs = [measure(search.rungs[search.fits], tokens=tokens) for search in fitting]
-        if (found := _settled(fitting[best(costs)], budget, watch)) is not None:
+        found = _settled(fitting[best(costs)], budget, watch)
+        theirs, least = found.teacher_seconds, found.student_seconds
+        if least <= budget.limit(theirs):
             return found
-    raise SlimdpmError(_fastest(budget, theirs, min(search.least for search in searches), machine))
+    raise SlimdpmError(_fastest(budget, theirs, least, machine))
 
 
 def best(costs: Sequence[Cost]) -> int:
@@ -212,10 +215,10 @@ class _Search:
             self.fails = rung
 
 
-def _settled(search: _Search, budget: TimeBudget, watch: Measure) -> TimedPlan | None:
+def _settled(search: _Search, budget: TimeBudget, watch: Measure) -> TimedPlan:
     """The widest that is fast enough, measured once more between its neighbours: it may have met a busy moment.
 
-    None if even the slimmest is too slow this time.
+    The slimmest if even that is too slow this time.
     """
     top = search.fits
     while top >= 0:
@@ -225,7 +228,7 @@ def _settled(search: _Search, budget: TimeBudget, watch: Measure) -> TimedPlan |
         if fast:
             return TimedPlan(search.rungs[rungs[fast[-1]]], theirs, ours[fast[-1]])
         top = rungs[0] - 1
-    return None
+    return TimedPlan(search.rungs[0], theirs, ours[0])
 
 
 def _fastest(budget: TimeBudget, teacher: float, student: float, machine: str) -> str:
