@@ -63,7 +63,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
     cost = measure({**TINY, "_class_name": "UNet2DModel"})
     assert (values["reference"]["params"], values["reference"]["macs_all"]) == (cost.params, cost.macs_all)
     assert values["training"] == {
-        "processes": 1, "micro_batch": 2, "accumulation": 4, "resumes_at": 0,
+        "processes": 1, "micro_batch": 2, "accumulation": 4, "uses": 1, "resumes_at": 0,
         "images_seen": 800_000, "epochs": pytest.approx(800_000 / 12),
     }  # fmt: skip
     assert values["recipe"]["teacher"] == str(outline_folder) and len(values["feature_pairs"]) == 5

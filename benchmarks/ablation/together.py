@@ -108,6 +108,7 @@ def _trainer(
     job: Job, folder: Path, accelerator: Accelerator, shared: OncePerBatch | None, stack: ExitStack, idea: Idea
 ) -> Trainer:
     run = RunFolder(folder)
+    job = replace(job, recipe=run.settled(job.recipe))
     run.open(job.recipe)
     stack.callback(run.close)
     teacher = replace(job.teacher, unet=shared) if job.teacher is not None else None
