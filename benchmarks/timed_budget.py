@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import kept_teacher
 from ablation.data import prepare_parts
 from ablation.measure import Judge, Measures, mean_error
 from ablation.sizes import SIZES
@@ -42,6 +41,7 @@ from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 from slimdpm.training.plan import plan_job
 
+HERE = Path(__file__).parent
 RATIO = 12
 RATE = 8e-3  # which the ablation chose for gated students
 KEYS = (*DEPTH, "block_out_channels", "norm_num_groups", "attention_head_dim")  # which the planners set
@@ -51,12 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data")
     parser.add_argument("--size", default="32")
+    parser.add_argument("--teacher", type=Path, help="its folder; by default the one in benchmarks/teachers")
     parser.add_argument("--speedup", type=float, default=2.5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of the training; by default the ablation's")
     parser.add_argument("--images", type=int, help="samples of each network; by default the ablation's")
     parser.add_argument("--work", type=Path, default=Path("runs/timed-budget"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     size, display = SIZES[options.size], Display(Console())
     size = replace(size, images=options.images or size.images)
@@ -72,13 +73,17 @@ def main() -> None:
         print(table(saved(options, networks)), flush=True)
 
 
+def teacher_of(options: argparse.Namespace) -> Path:
+    return options.teacher or HERE / "teachers" / f"clothing-{options.size}"
+
+
 def planned(options: argparse.Namespace) -> dict[str, Any]:
     """The networks by name, ``config`` (what differs from the teacher's), cost and milliseconds; kept once planned."""
     file = options.work / "networks.json"
     if file.exists():
         return json.loads(file.read_text())
     torch.set_num_threads(1)
-    teacher = {**load_pipeline(kept_teacher(options.size)).unet.config, "_class_name": "UNet2DModel"}
+    teacher = {**load_pipeline(teacher_of(options)).unet.config, "_class_name": "UNet2DModel"}
     watch, budget = Stopwatch(teacher, torch.device("cpu"), clock=time.process_time), TimeBudget(options.speedup)
     configs: dict[str, Mapping[str, Any]] = {
         f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO), overrides=MIXING).config,
@@ -120,7 +125,7 @@ def trained(
     for name, network in networks.items():
         if name != "teacher":
             values = {
-                "teacher": str(kept_teacher(options.size)),
+                "teacher": str(teacher_of(options)),
                 "data.path": str(options.work / "data" / "train.npy"),
                 "data.flip": True,
                 "student.overrides": {**MIXING, **network["config"]},
@@ -141,7 +146,13 @@ def saved(options: argparse.Namespace, networks: Mapping[str, Any]) -> dict[str,
     """All that is measured so far, written where the docs find it."""
     files = {seed: options.work / f"seed-{seed}.json" for seed in range(options.seeds)}
     seeds = {str(seed): json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
-    facts = {"speedup": options.speedup, "clock": "processor's time, one thread", "hardware": machine_facts()}
+    facts = {
+        "speedup": options.speedup,
+        "clock": "processor's time, one thread",
+        "steps": options.steps or SIZES[options.size].student_settings["train.steps"],
+        "samples": options.images or SIZES[options.size].images,
+        "hardware": machine_facts(),
+    }
     results = {"facts": facts, "networks": dict(networks), "seeds": seeds}
     write_json(options.output / f"timed_budget_{options.size}.json", results)
     return results
