@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ablation.run import Ablation
+from ablation.run import Ablation, kept_teacher
 from ablation.tables import page
 from ablation_ideas import idea_cells
 from rich.console import Console
@@ -49,12 +49,6 @@ def main() -> None:
     ablation.pictures(options.output, name)
     print(json.dumps(results["facts"], indent=2))
     print(tables)
-
-
-def kept_teacher(size: str) -> Path | None:
-    """The teacher that lies in the repository, if there is one of this size."""
-    folder = HERE / "teachers" / f"clothing-{size}"
-    return folder if folder.exists() else None
 
 
 def _options() -> argparse.Namespace:

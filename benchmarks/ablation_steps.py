@@ -14,10 +14,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from ablation import kept_teacher
 from ablation.grid import CHANGED, LONG_LITE, LONG_SPECTRAL, weighed
 from ablation.measure import Judge
-from ablation.run import Ablation
+from ablation.run import Ablation, kept_teacher
 from ablation.tables import markdown
 
 from slimdpm.pipelines.loading import load_pipeline

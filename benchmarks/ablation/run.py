@@ -287,6 +287,12 @@ class Ablation:
         return self.folder / "students" / f"{_slug(cell)}-{seed}"
 
 
+def kept_teacher(size: str) -> Path | None:
+    """The teacher that lies in the repository, if there is one of this size."""
+    folder = Path(__file__).parents[1] / "teachers" / f"clothing-{size}"
+    return folder if folder.exists() else None
+
+
 def keep_in_bf16(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Save a pipeline of a few MB so that a repository can hold it: half of the bytes, in small files.
 
