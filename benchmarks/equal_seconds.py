@@ -25,6 +25,7 @@ import torch
 from ablation.data import prepare_parts
 from ablation.grid import DENSE_MIXED, FROM_TEACHER, MIN_SNR, Cell, changed, lambdas, recipe_of
 from ablation.measure import Judge, error_measures, mean_error
+from ablation.run import kept_teacher
 from ablation.sizes import SIZES
 from ablation.tables import Summary, markdown
 from filelock import FileLock
@@ -73,12 +74,13 @@ class Study:
     """The study in one folder."""
 
     def __init__(self, data: str, folder: Path, names: Sequence[str], seeds: Sequence[int]):
-        self.folder, self.names, self.seeds = folder, names, seeds
+        self.folder, self.seeds = folder, seeds
+        self.names = list(dict.fromkeys([LITE, *names]))  # beside which all are set
         self.display = Display(Console())
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".data.lock"):
             self.parts = prepare_parts(data, folder / "data", SIZE.pixels, self.display)
-        self.teacher = HERE / "teachers" / "clothing-32"
+        self.teacher = kept_teacher("32")
         self.judges = {
             part: Judge(folder / "samples" / part, self.parts[part], SIZE.images, SIZE.sampler_steps)
             for part in ("tune", "evaluation")

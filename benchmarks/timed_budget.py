@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from ablation.data import prepare_parts
 from ablation.measure import Judge, Measures, mean_error
+from ablation.run import kept_teacher
 from ablation.sizes import SIZES
 from ablation.tables import markdown
 from ablation.together import train_together
@@ -74,7 +75,9 @@ def main() -> None:
 
 
 def teacher_of(options: argparse.Namespace) -> Path:
-    return options.teacher or HERE / "teachers" / f"clothing-{options.size}"
+    teacher = options.teacher or kept_teacher(options.size)
+    assert teacher is not None, f"no teacher of size {options.size} lies in the repository: give --teacher"
+    return teacher
 
 
 def planned(options: argparse.Namespace) -> dict[str, Any]:

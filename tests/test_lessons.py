@@ -99,4 +99,5 @@ def test_a_dry_run_counts_what_is_kept(teacher_folder, image_folder):
     once, kept = (forecast(job(teacher_folder, image_folder, *settings, f"distill.reuse={n}")) for n in (1, 4))
     sample = 3 * 16 * 16 * 4  # bytes of an image; kept are x₀, ε and the teacher's output, and t
     assert once["memory"]["kept"] == 0 and kept["memory"]["kept"] == (batches_kept(4) - 1) * 6 * (3 * sample + 8)
+    assert forecast(job(teacher_folder, image_folder, "task=train", "student.init=random"))["memory"]["kept"] == 0
     assert kept["memory"]["total"] - once["memory"]["total"] == kept["memory"]["kept"]

@@ -1,5 +1,6 @@
 """Budgets in time: the choice against all there is to choose from, by a clock that is a formula; and what keeps it."""
 
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from slimdpm.cli.main import app
+from slimdpm.method import timed_plan
 from slimdpm.method.cost import measure
 from slimdpm.method.depth import depths, left_out
 from slimdpm.method.inherit import inherited_weights
@@ -195,6 +197,16 @@ def slim(*words):
 
 def options(*settings):
     return [part for setting in (*TRIAL, *settings) for part in ("--set", setting)]
+
+
+def test_profile_lists_the_students_of_a_speedup(tmp_path, monkeypatch):
+    UNet2DModel(**TINY).save_config(tmp_path)
+    monkeypatch.setattr(timed_plan, "Stopwatch", Fake)
+    result = CliRunner().invoke(app, ["profile", str(tmp_path), "--speedup", "1.5,2", "--json"])
+    teacher, *students = json.loads(result.stdout).items()
+    assert [name for name, _ in students] == ["1.5 times faster", "2 times faster"]
+    macs = [about["macs"] for _, about in (teacher, *students)]
+    assert macs == sorted(macs, reverse=True) and len({*macs}) == 3
 
 
 @pytest.mark.slow

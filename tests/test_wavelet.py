@@ -67,6 +67,11 @@ def test_reconstruction_and_energy(dtype, tolerance):
     torch.testing.assert_close(energy, x.double().square().sum(), rtol=tolerance, atol=0)
 
 
+def test_a_plane_without_channels_comes_back():
+    x = torch.randn(12, 8)
+    torch.testing.assert_close(haar_idwt2(*haar_dwt2(x)), x)
+
+
 def test_odd_sizes_are_refused_by_the_transform():
     with pytest.raises(ValueError, match="even height and width"):
         haar_dwt2(torch.zeros(1, 1, 3, 4))

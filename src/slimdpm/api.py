@@ -69,10 +69,10 @@ def slim(
     Raises:
         SlimdpmError: for whatever the user can mend; its text says what.
     """
-    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
-    student |= {"speedup": speedup, "max_ms": max_ms}
+    budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
     rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
-    return _run("slim", teacher, data, student, output, progress, rest)
+    return _run(output, progress, "slim", teacher, data, student, **rest)
 
 
 def train(
@@ -111,10 +111,10 @@ def train(
         SlimdpmError: for whatever the user can mend; its text says what.
     """
     base = None if model is None else str(model)
-    student = {"base": base, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student |= {"speedup": speedup, "max_ms": max_ms}
+    budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "base": base}
     rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
-    return _run("train", like, data, student, output, progress, rest)
+    return _run(output, progress, "train", like, data, student, **rest)
 
 
 def planned(
@@ -165,12 +165,10 @@ def planned(
     )
 
 
-def _run(
-    task: str, teacher: Any, data: Any, student: Mapping[str, Any], output: str | Path | None, progress: bool, rest: Any
-) -> DiffusionPipeline:
-    """Plan and do what the arguments of `slim` or `train` ask for; `rest` are further ones of `planned`."""
+def _run(output: str | Path | None, progress: bool, *arguments: Any, **options: Any) -> DiffusionPipeline:
+    """Plan and do what the arguments of `planned` ask for."""
     display = Display(Console() if progress else None)
-    job = planned(task, teacher, data, student, **rest, output=output, display=display)
+    job = planned(*arguments, **options, output=output, display=display)
     if output is not None:
         return run_job(job, _path("output", output), display)
     with tempfile.TemporaryDirectory(prefix="slimdpm-") as folder:

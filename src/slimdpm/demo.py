@@ -72,6 +72,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         "spectral": run_job(spectral, folder / "spectral", display, report=False),
     }
     teacher = load_pipeline("demo:teacher")
+    display.say("measuring milliseconds of teacher and lite and spectral")
     seconds = brief_latencies({"teacher": teacher.unet, **{name: p.unet for name, p in pipelines.items()}})
     costs = {"teacher": spectral.plan.teacher_cost, "lite": lite.plan.cost, "spectral": spectral.plan.cost}
     entries = [
@@ -102,7 +103,7 @@ def _measure(
             pipeline, SAMPLES, steps=SAMPLE_STEPS, scheduler="ddim", batch_size=32, progress=task.advance
         )
     curve = [] if name == "teacher" else RunFolder(folder / name).metrics()
-    return Entry(name, cost, samples, curve, errors, seconds)
+    return Entry(name, cost, samples, seconds, curve, errors)
 
 
 def summary_table(entries: list[Entry]) -> Table:
@@ -114,7 +115,7 @@ def summary_table(entries: list[Entry]) -> Table:
             amounts.parameters(entry.cost.params),
             amounts.macs(entry.cost.macs),
             f"{entries[0].cost.macs / entry.cost.macs:.2f}",
-            f"{(entry.seconds or 0) * 1e3:.1f}",
+            f"{entry.seconds * 1e3:.1f}",
             *(f"{np.mean(values):.4f}" for values in (entry.errors.overall, entry.errors.upper)),
         ]
         for entry in entries

@@ -47,30 +47,22 @@ class RunFolder:
         self._new = False
 
     def settled(self, recipe: Recipe) -> Recipe:
-        """The recipe with the defaults of its training filled in: a run keeps those that it began with.
+        """The recipe with what is not the same everywhere filled in: a run keeps what it began with.
+
+        That is the defaults of its training, and the student that was measured for a budget in time.
 
         Raises:
             SlimdpmError: if the folder's recipe is damaged.
         """
         begun = self.recipe() if self.recipe_file.is_file() else recipe
-        train, distill = recipe.train, recipe.distill
+        train, distill, student = recipe.train, recipe.distill, recipe.student
         if train.warmup is None:
             train = train.model_copy(update={"warmup": begun.train.warmup_steps})
         if distill.reuse is None:
             distill = distill.model_copy(update={"reuse": begun.distill.uses})
-        return recipe.model_copy(update={"train": train, "distill": distill})
-
-    def timed(self, recipe: Recipe) -> Recipe:
-        """The recipe with the student that a budget in time chose when the run in this folder began.
-
-        Raises:
-            SlimdpmError: if the folder's recipe is damaged.
-        """
-        student = recipe.student
-        if student.timed is not None or not student.in_time or not self.recipe_file.is_file():
-            return recipe
-        begun = self.recipe().student.timed
-        return recipe.model_copy(update={"student": student.model_copy(update={"timed": begun})})
+        if student.in_time and student.timed is None:
+            student = student.model_copy(update={"timed": begun.student.timed})
+        return recipe.model_copy(update={"train": train, "distill": distill, "student": student})
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, before anything is written.

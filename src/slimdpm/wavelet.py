@@ -67,11 +67,13 @@ def haar_idwt2(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor) -> Tensor:
     """The inverse of `haar_dwt2`.
 
     Args:
-        ll, lh, hl, hh: the sub-bands, each ``(..., C, H, W)``.
+        ll, lh, hl, hh: the sub-bands, each ``(..., C, H, W)``, or ``(H, W)``.
 
     Returns:
         ``(..., C, 2H, 2W)``, in memory with the channels last: so whole pixels are copied to their places.
     """
+    if ll.ndim == 2:
+        return haar_idwt2(ll[None], lh[None], hl[None], hh[None])[0]
     a, b, c, d = (pixels.movedim(-3, -1) for pixels in _butterfly(ll, lh, hl, hh))  # (..., H, W, C)
     top = torch.stack((a, b), dim=-2).flatten(-3, -2)  # (..., H, 2W, C)
     bottom = torch.stack((c, d), dim=-2).flatten(-3, -2)  # (..., H, 2W, C)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,8 +85,8 @@ def slim(
 
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
-    student = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params, "init": init}
-    student |= {"speedup": speedup, "max_ms": max_ms}
+    budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
     _start(
         output,
         dry_run,
@@ -131,8 +130,8 @@ def train(
 
     slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
     """
-    student = {"base": model, "ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student |= {"speedup": speedup, "max_ms": max_ms}
+    budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "base": model}
     _start(
         output,
         dry_run,
@@ -242,7 +241,6 @@ def _tell(job: Any, output: Path, as_json: bool) -> None:
 
     check_trackers(job.recipe.train.trackers)
     run = RunFolder(output)
-    job = replace(job, recipe=run.settled(job.recipe))
     run.check(job.recipe)
     found = checkpoints(run.checkpoints)
     rank, processes = launched()

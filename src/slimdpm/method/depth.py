@@ -150,12 +150,8 @@ def left_out(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[str
 def _runs(layers: int, kept: int, *, up: bool) -> list[range]:
     """The layers of a block, consecutive ones together of which the first is kept."""
     first = kept - 2 if up else 0  # the layer of the student in which several of the teacher's end
-    return [
-        range(layer, layer + 1) if layer < first else
-        range(layer, layer + layers - kept + 1) if layer == first else
-        range(layer + layers - kept, layer + layers - kept + 1)
-        for layer in range(kept)
-    ]  # fmt: skip
+    starts = [layer if layer <= first else layer + layers - kept for layer in range(kept)]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], layers], strict=True)]
 
 
 def _leave_shortcut(tensors: dict[str, Tensor], kept: str, gone: str) -> None:

@@ -35,16 +35,16 @@ class Entry:
         name: "teacher", "lite", "spectral", ...
         samples: uint8 ``(N, H, W, C)``, image i of every entry being from the same noise.
         curve: the lines of its ``metrics.jsonl``.
+        seconds: of one forward pass, batch 1, on this machine.
         errors: on images held out, if they were measured.
-        seconds: of one forward pass, batch 1, on this machine, if they were measured.
     """
 
     name: str
     cost: Cost
     samples: np.ndarray
+    seconds: float
     curve: Sequence[Mapping[str, Any]] = ()
     errors: DenoisingErrors | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,11 @@ def write_report(path: Path, report: Report) -> None:
 
 def _costs(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
     """What each network costs, by measure and name."""
-    found = {
+    return {
         "parameters": {entry.name: float(entry.cost.params) for entry in entries},
         "MACs": {entry.name: float(entry.cost.macs) for entry in entries},
-        "milliseconds": {entry.name: entry.seconds for entry in entries if entry.seconds is not None},
+        "milliseconds": {entry.name: entry.seconds for entry in entries},
     }
-    return {measure: values for measure, values in found.items() if values}
 
 
 _BEGIN, _END = "<!-- analysis -->", "<!-- /analysis -->"

@@ -70,6 +70,11 @@ class Job:
         )
 
     @property
+    def uses(self) -> int:
+        """Steps that each batch serves, with the answers of a teacher that is asked."""
+        return self.recipe.distill.uses if self.teacher is not None and self.recipe.losses.terms else 1
+
+    @property
     def first_weights(self) -> str:
         """Where the student's come from, for people."""
         if self.origin is None:

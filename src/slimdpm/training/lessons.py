@@ -69,7 +69,7 @@ class Lessons:
     def __init__(self, job: Job, images: Images, distiller: Distiller, accelerator: Accelerator, start: int):
         self.job, self.distiller, self.accelerator = job, distiller, accelerator
         self.micro_batch, self.accumulation = split_batch(job.recipe, accelerator.num_processes)
-        self.reuse = job.recipe.distill.uses if distiller.teaches else 1
+        self.reuse = job.uses
         # The oldest batch that a step from `start` on may take, and the newest one.
         self._next = max(0, start // self.reuse + 1 - batches_kept(self.reuse))
         self._kept: deque[list[Lesson]] = deque(maxlen=batches_kept(self.reuse))
@@ -95,7 +95,7 @@ class Lessons:
             yield lesson
 
     def _made(self) -> Iterator[Lesson]:
-        """The lessons of the next fresh batch; it is kept when all were taken."""
+        """The lessons of the next fresh batch; it is kept when all were taken, if it serves other steps."""
         number, lessons = self._next, []
         timesteps, noise, dropped = self._draw(number)
         for micro in range(self.accumulation):
@@ -106,8 +106,10 @@ class Lessons:
             # The data is the same in any precision, as what is kept of it is.
             x0 = self.job.shell.clean_samples(batch, self.accelerator.device)
             conditions = self.job.shell.conditioning.training_inputs(batch, dropped[share])
-            lessons.append(self._taught(Lesson(x0, noise[share], timesteps[share], conditions, None)))
-            yield lessons[-1]
+            lesson = self._taught(Lesson(x0, noise[share], timesteps[share], conditions, None))
+            if self.reuse > 1:  # else its features would outlive their step
+                lessons.append(lesson)
+            yield lesson
         self._kept.append(lessons)
         self._next += 1
 

@@ -66,8 +66,7 @@ class Memory:
     @property
     def total(self) -> int:
         """The peak: in a step, or between steps when samples are made."""
-        lasting = self.student + self.moments + self.average + self.buckets + self.teacher + self.frozen
-        lasting += self.kept
+        lasting = self.student + self.moments + self.average + self.buckets + self.teacher + self.frozen + self.kept
         return lasting + max(self.gradients + self.step, self.sampling)
 
     def as_dict(self) -> dict[str, int]:
@@ -106,7 +105,7 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
         buckets=trained if processes > 1 else 0,
         teacher=_bytes(guide) if guide is not None else 0,
         frozen=sum(map(_bytes, resident)),
-        kept=(batches_kept(recipe.distill.uses) - 1) * accumulation * lesson,
+        kept=(batches_kept(job.uses) - 1) * accumulation * lesson,
         step=max(0, step - trained),
         sampling=averaged + sampling + sum(map(_bytes, shell.frozen)) - sum(map(_bytes, resident)),
     )
@@ -132,7 +131,9 @@ def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: 
             conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
             t = torch.zeros(batch, dtype=torch.long)
             noise = torch.zeros_like(x0)
-            taught = distiller.teach(distiller.process.add_noise(x0, noise, t), t, conditions) if teacher else None
+            x_t = distiller.process.add_noise(x0, noise, t)
+            taught = distiller.teach(x_t, t, conditions) if distiller.teaches else None
+            del x_t
             loss = distiller.losses(x0, noise, t, conditions, student=called, taught=taught)["loss"]
         loss.backward()
     student.zero_grad()

@@ -51,13 +51,13 @@ def plan_job(
             ``"teacher"``, as in a recipe.
         weights: False leaves those of the teacher and the autoencoder where they are: such a job is to be looked at
             and cannot run.
-        folder: of the run: one that was begun keeps the student that was measured for a budget in time.
+        folder: of the run: one that was begun keeps what it began with.
         display: where is said that students are measured.
 
     Raises:
         SlimdpmError: for whatever is missing, unsupported or impossible.
     """
-    recipe = recipe if folder is None else RunFolder(folder).timed(recipe)
+    recipe = recipe if folder is None else RunFolder(folder).settled(recipe)
     made = recipe.data.path == TEACHER and (data is None or isinstance(data, str))
     source = None if made else open_source(recipe.data if data is None else data)  # before a teacher is downloaded
     found = _find_teacher(recipe, teacher, weights)

@@ -30,10 +30,10 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
     entries = []
     if results.teacher is not None:
         samples = results.sample(results.teacher_pipeline(), count, "sampling the teacher")
-        entries.append(Entry("teacher", plan.teacher_cost, samples, seconds=seconds.get("teacher")))
+        entries.append(Entry("teacher", plan.teacher_cost, samples, seconds["teacher"]))
     samples = results.sample(results.pipeline(weights), count, "sampling the student")
     curve = run.metrics()
-    entries.append(Entry(name, plan.cost, samples, curve, seconds=seconds[name]))
+    entries.append(Entry(name, plan.cost, samples, seconds[name], curve))
     for entry in entries:
         picture = grid(entry.samples, COLUMNS, zoom=zoom_for(entry.samples))
         save_picture(run.samples / f"{entry.name}.png", picture)
