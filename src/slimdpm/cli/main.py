@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from slimdpm.cli import measure, originals, profile, runs
+from slimdpm.cli import export, measure, originals, profile, runs
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.stop_signals import Stopped, interruptible
 from slimdpm.system.text import one_line
@@ -30,7 +30,10 @@ app = typer.Typer(
 )
 console = Console()
 _TRACEBACK = "--traceback"
-_EXTRAS = {"scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo"}
+_EXTRAS = {
+    "scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo",
+    "onnx": "export", "onnxscript": "export", "openvino": "openvino",
+}  # fmt: skip
 
 reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -46,7 +49,7 @@ def _quiet(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (runs.slim, runs.train, runs.sample, profile.profile):
+for command in (runs.slim, runs.train, runs.sample, export.export, profile.profile):
     app.command()(_quiet(command))
 app.command("import")(_quiet(originals.import_))
 app.command()(_quiet(measure.evaluate))

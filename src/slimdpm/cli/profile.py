@@ -50,14 +50,14 @@ def profile(
 
     networks = [find_network(name) for name in models or PRESETS]
     teacher = networks[0] if size is None else replace(networks[0], config={**networks[0].config, "sample_size": size})
-    networks += _students(teacher, _numbers(ratio or "", "--ratio", float))
-    networks += _timed_students(teacher, _numbers(speedup or "", "--speedup", float), device)
+    networks += _students(teacher, numbers(ratio or "", "--ratio", float))
+    networks += _timed_students(teacher, numbers(speedup or "", "--speedup", float), device)
     if size is not None:
         networks = [replace(network, config={**network.config, "sample_size": size}) for network in networks]
     values = _costs(networks, find_network(against) if against else None, size)
     machine = None
     if time or layers:
-        batches = _numbers(batch, "--batch", int) if time else []
+        batches = numbers(batch, "--batch", int) if time else []
         machine = _time(values, networks, batches, rounds, layers, device, silent=as_json)
     if as_json:
         print(json.dumps(values, indent=2))
@@ -160,7 +160,7 @@ def _cells(about: Mapping[str, Any]) -> list[str]:
     return [amounts.parameters(about["params"]), f"{about['megabytes']:.1f}", *macs, *ratio, *seconds]
 
 
-def _numbers(text: str, option: str, kind: Any) -> list[Any]:
+def numbers(text: str, option: str, kind: Any) -> list[Any]:
     """Those in a list with commas."""
     try:
         numbers = [kind(word) for word in text.replace(",", " ").split()]

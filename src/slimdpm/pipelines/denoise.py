@@ -16,6 +16,11 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
     return [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
+def takes_generator(scheduler: Any) -> bool:
+    """Whether a scheduler's step may draw noise."""
+    return "generator" in inspect.signature(scheduler.step).parameters
+
+
 def denoise(
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: Any,
@@ -35,9 +40,8 @@ def denoise(
         track: wraps the timesteps, for a progress bar.
     """
     scheduler.set_timesteps(steps, device=noise.device)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     # randn_tensor treats a list of one as a single generator; so do the schedulers.
-    extra = {"generator": generator} if takes_generator else {}
+    extra = {"generator": generator} if takes_generator(scheduler) else {}
     sample = noise * scheduler.init_noise_sigma
     for t in track(scheduler.timesteps):
         prediction = predict(scheduler.scale_model_input(sample, t), t)

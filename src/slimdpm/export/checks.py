@@ -1,0 +1,53 @@
+"""Exported graphs beside the networks that they were made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from slimdpm.export.graphs import Graph
+from slimdpm.export.runner import networks
+from slimdpm.export.storage import Weights
+from slimdpm.system.errors import SlimdpmError
+
+_BATCHES = (1, 3)
+# The largest difference that is taken for rounding, relative to the largest number: of float32 in another order, and
+# of what weights of fewer bits may do to one call.
+_LIMITS: dict[Weights, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 0.3}
+
+
+def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
+    """Run a graph and its network on the same random numbers, in batches of several sizes.
+
+    Returns:
+        the largest difference, relative to the largest number of the network's output.
+
+    Raises:
+        SlimdpmError: if they disagree.
+    """
+    run = networks(file.parent, {"graph": file.name}, None)("graph")
+    worst = 0.0
+    for batch in _BATCHES:
+        inputs = {name: _like(name, example, batch, graph) for name, example in graph.inputs.items()}
+        with torch.inference_mode():
+            wanted = graph.module(**inputs)
+        made = torch.from_numpy(run(**{name: value.numpy() for name, value in inputs.items()}))
+        if made.shape != wanted.shape:
+            raise SlimdpmError(f"the exported {graph.name} gives {tuple(made.shape)} in place of {tuple(wanted.shape)}")
+        worst = max(worst, ((made - wanted).abs().max() / wanted.abs().max()).item())
+    if not worst <= _LIMITS[weights]:
+        raise SlimdpmError(
+            f"the exported {graph.name} disagrees with PyTorch: {worst:.1e} of its largest number, "
+            f"{_LIMITS[weights]:.0e} is the limit for {weights}; nothing was written"
+        )
+    return worst
+
+
+def _like(name: str, example: torch.Tensor, batch: int, graph: Graph) -> torch.Tensor:
+    """Random numbers as the example's, of another batch; whole numbers are repeated."""
+    if name in graph.fixed:
+        return example
+    if not example.is_floating_point():
+        return example[:1].repeat(batch, *[1] * (example.ndim - 1))
+    return torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(batch))

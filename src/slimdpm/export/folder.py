@@ -1,0 +1,228 @@
+"""A pipeline as a folder that is complete in itself: graphs, the sampler as a table, and a runner.
+
+slimdpm.json     what the folder is: shapes, conditions, digests of its files
+sampler.json     each sampler as a table (`slimdpm.export.sampler_table`)
+unet/ vae_decoder/ text_encoder/ ...     as diffusers and optimum name them: config.json and model.onnx
+generate.py      makes images; needs numpy, pillow and onnxruntime or openvino (`slimdpm.export.runner`)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from slimdpm.conditioning import Conditioning
+from slimdpm.conditioning.classes import ClassLabels
+from slimdpm.conditioning.text import Text
+from slimdpm.export import runner
+from slimdpm.export.checks import check_graph
+from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
+from slimdpm.export.sampler_table import sampler_table
+from slimdpm.export.storage import Weights, shrink
+from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
+from slimdpm.pipelines.shell import Shell, network_of, shell_of
+from slimdpm.pipelines.teacher import open_pipeline
+from slimdpm.system.amounts import storage
+from slimdpm.system.files import atomic_folder, check_new
+from slimdpm.system.hashing import file_digest, fingerprint
+from slimdpm.system.progress import Display
+from slimdpm.system.sizes import sides
+
+Runtime = Literal["onnx", "openvino"]
+STEPS = (4, 8, 20, 50)
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """Which samplers a folder offers.
+
+    Attributes:
+        names: short names or classes of diffusers; None is the pipeline's own.
+        steps: each sampler is written for each of these.
+    """
+
+    names: tuple[str | None, ...] = (None, "dpm++")
+    steps: tuple[int, ...] = STEPS
+
+
+def export(
+    source: str,
+    output: Path,
+    *,
+    to: Runtime = "onnx",
+    samplers: Samplers | None = None,
+    weights: Weights = "float32",
+    display: Display | None = None,
+) -> None:
+    """Write a pipeline, teacher's or student's, as a folder that runs without PyTorch.
+
+    Each graph is compared with the network that it was made of: where they differ no folder is left.
+
+    Args:
+        source: a run folder, a diffusers folder or a hub id.
+        output: the new folder.
+        to: of which runtime.
+        samplers: that it offers.
+        weights: how they are kept; computed with is float32.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: for a pipeline, a sampler or a network that cannot be exported, or a graph that disagrees.
+    """
+    display, samplers = display or Display(), samplers or Samplers()
+    check_new(output)
+    pipeline = open_pipeline(source).to("cpu")
+    shell, network = shell_of(pipeline), network_of(pipeline)
+    tables = sampler_tables(shell, samplers)
+    with atomic_folder(output) as folder:
+        graphs = list(graphs_of(network, shell))
+        for graph in display.track(graphs, len(graphs), "exporting", "networks"):
+            _write_graph(graph, folder / graph.name, to, weights, display)
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
+        if getattr(pipeline, "tokenizer", None) is not None:
+            pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+            _write(folder / "tokens.json", _words_of(pipeline.tokenizer))
+        _write(folder / "model_index.json", _index(pipeline, folder))
+        _write(folder / "sampler.json", {"schedulers": tables})
+        _write(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
+        shutil.copyfile(runner.__file__, folder / "generate.py")
+        (folder / "README.md").write_text(_card(manifest, tables, to), encoding="utf-8")
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    display.say(f"{output}: {storage(size)}; python {output / 'generate.py'} -n 8 -o images")
+
+
+def sampler_tables(shell: Shell, samplers: Samplers) -> dict[str, dict[str, Any]]:
+    """``{name: {steps: table}}``; the first is the folder's own.
+
+    Raises:
+        SlimdpmError: for a scheduler that is not a table, or cannot take so many steps.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for name in samplers.names:
+        for steps in samplers.steps:
+            probe(shell, name, steps, "--steps")
+        made = make_scheduler(shell, name)
+        short = name or next((k for k, v in SCHEDULERS.items() if v[0] == type(made).__name__), type(made).__name__)
+        tables[short] = {str(n): sampler_table(make_scheduler(shell, name), n).as_json() for n in samplers.steps}
+    return tables
+
+
+def _write_graph(graph: Graph, folder: Path, to: Runtime, weights: Weights, display: Display) -> None:
+    folder.mkdir()
+    file = folder / "model.onnx"
+    to_onnx(graph, file)
+    shrink(file, weights)
+    if to == "openvino":
+        file = to_openvino(file)
+    off = check_graph(graph, file, weights)
+    config = dict(graph.config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str, sort_keys=True) + "\n")
+    display.say(f"{graph.name}: {storage(sum(f.stat().st_size for f in folder.iterdir()))}, {off:.1e} off PyTorch")
+
+
+def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict[str, Any]:
+    """What the runner must know beside the graphs."""
+    place = "model.onnx" if to == "onnx" else "openvino_model.xml"
+    default = next(iter(tables))
+    parts = {"unet": "unet"}
+    parts |= {"decoder": "vae_decoder"} if shell.autoencoder is not None else {}
+    parts |= {"text_encoder": "text_encoder"} if isinstance(shell.conditioning, Text) else {}
+    return {
+        "format": runner.FORMAT,
+        "made by": f"slimdpm {version('slimdpm')}",
+        "shape": list(shell.shape),
+        "image": [shell.image_channels, *sides(shell.image_size)],
+        "scale": 1.0 if shell.autoencoder is None else float(shell.autoencoder.config.scaling_factor),
+        **{name: f"{folder}/{place}" for name, folder in parts.items()},
+        "condition": _condition(shell.conditioning),
+        "default": {"scheduler": default, "steps": min(map(int, tables[default]), key=lambda n: abs(n - 20))},
+    }
+
+
+def _condition(conditioning: Conditioning) -> dict[str, Any] | None:
+    """What samples are asked for by, and how strongly by default."""
+    if isinstance(conditioning, Text):
+        return {"kind": "text", "guidance": float(conditioning.scale)}
+    if isinstance(conditioning, ClassLabels):
+        names = dict(zip(map(str, conditioning.numbers), conditioning.names or (), strict=False))
+        scale = 1.0 if conditioning.null is None else conditioning.scale
+        return {
+            "kind": "class",
+            "rows": conditioning.rows,
+            "null": conditioning.null,
+            "names": names,
+            "guidance": scale,
+        }
+    return None
+
+
+def _words_of(tokenizer: Any) -> dict[str, Any]:
+    """CLIP's vocabulary and merges, whichever of transformers' two kinds of tokenizers holds them."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    merges = (
+        json.loads(fast.to_str())["model"]["merges"]
+        if fast
+        else sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
+    )
+    return {
+        "vocabulary": tokenizer.get_vocab(),
+        "merges": [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in merges],
+        "length": tokenizer.model_max_length,
+        "begin": tokenizer.bos_token_id,
+        "end": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+
+
+def _index(pipeline: Any, folder: Path) -> dict[str, Any]:
+    """As diffusers writes it, of the parts that are there; the U-Net by its parent class, whose graph it is."""
+    found = json.loads(pipeline.to_json_string())
+    parts = {name: value for name, value in found.items() if isinstance(value, list) and (folder / name).is_dir()}
+    if "unet" in parts:
+        parts["unet"] = ["diffusers", type(network_of(pipeline)).__mro__[0].__name__.removeprefix("Spectral")]
+    rest = {name: value for name, value in found.items() if not isinstance(value, list)}
+    return {**rest, **parts}
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of what the runner reads."""
+    read = [*folder.glob("*/model.onnx*"), *folder.glob("*/openvino_model.*"), *folder.glob("*.json")]
+    files = sorted(file for file in read if file.name != "model_index.json")
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file, "sha256")}
+        for file in files
+    }
+
+
+def _write(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+_CARD = """# {title}
+
+Made by {made}. Images from this folder need neither PyTorch nor slimdpm:
+
+```bash
+pip install {runtime} numpy pillow
+python generate.py -n 8 --seed 0 {asks}-o images
+```
+
+`python generate.py --help` lists the rest. The same seed makes the same images as `slimdpm sample` with the pipeline
+that this was exported from. Samplers and numbers of steps: {samplers}.
+"""
+
+
+def _card(manifest: dict[str, Any], tables: dict[str, dict[str, Any]], to: Runtime) -> str:
+    asks = {"class": "--class 0 ", "text": '--prompt "..." '}.get(str((manifest["condition"] or {}).get("kind")), "")
+    return _CARD.format(
+        title="An exported diffusion pipeline",
+        made=manifest["made by"],
+        runtime="onnxruntime" if to == "onnx" else "openvino",
+        asks=asks,
+        samplers="; ".join(f"{name} ({', '.join(counts)})" for name, counts in tables.items()),
+    )

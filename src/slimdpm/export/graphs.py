@@ -1,0 +1,202 @@
+"""The networks of a pipeline as ONNX graphs, with the names of inputs and outputs that optimum uses.
+
+U-Net          sample (B, C, H, W), timestep (1), [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample
+decoder        latent_sample (B, C, h, w), unscaled → sample (B, 3, H, W)
+encoder        sample (B, 3, H, W) → latent_parameters or latents
+text encoder   input_ids (B, T) → last_hidden_state (B, T, D)
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdpm.method.networks import call, example_inputs
+from slimdpm.pipelines.shell import Shell
+from slimdpm.system.errors import SlimdpmError, first_line
+
+OPSET = 18
+_BATCH = 2  # of the examples: a graph of 1 could be one for 1 alone
+_PROTOBUF = 1.9e9  # bytes that a file of ONNX holds at most
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network to be exported.
+
+    Attributes:
+        name: of its folder, as diffusers and optimum have it.
+        module: takes the inputs by name.
+        inputs: examples by name, of a batch of 2.
+        output: its name.
+        config: for ``config.json``.
+        fixed: inputs without a batch.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    output: str
+    config: Mapping[str, Any]
+    fixed: tuple[str, ...] = ()
+
+
+class _Denoiser(nn.Module):
+    """A network with the class embedder that belongs to it, if there is one."""
+
+    def __init__(self, network: nn.Module, embedder: nn.Module | None):
+        super().__init__()
+        self.network, self.embedder = network, embedder
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> Tensor:
+        if self.embedder is not None:
+            class_labels, encoder_hidden_states = None, self.embedder(class_labels)  # (B, 1, D)
+        given = {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
+        inputs = {name: value for name, value in given.items() if value is not None}
+        return call(self.network, sample, timestep.expand(sample.shape[0]), inputs)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, autoencoder: Any):
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        return self.autoencoder.decode(latent_sample).sample
+
+
+class _Encoder(nn.Module):
+    """Mean and log-variance beside each other, as optimum wants them of a KL autoencoder."""
+
+    def __init__(self, autoencoder: Any):
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.autoencoder.encode(sample).latent_dist.parameters
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, encoder: Any):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.encoder(input_ids.long()).last_hidden_state
+
+
+def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
+    """The networks that samples are made with, one after the other.
+
+    Args:
+        network: of the pipeline, see `slimdpm.pipelines.shell.network_of`.
+        shell: what surrounds it.
+
+    Raises:
+        SlimdpmError: for a conditioning that the runner has no room for.
+    """
+    if shell.conditioning.extra:
+        raise SlimdpmError("a network that is shown an image (inpainting, pix2pix) cannot be exported yet")
+    yield _denoiser(network, shell)
+    if shell.autoencoder is not None:
+        config = shell.autoencoder.config
+        latents = torch.randn(_BATCH, *shell.shape)
+        yield Graph("vae_decoder", _Decoder(shell.autoencoder), {"latent_sample": latents}, "sample", config)
+    encoder = getattr(getattr(shell.conditioning, "encoder", None), "text_encoder", None)
+    if encoder is not None:
+        if shell.parts.get("text_encoder_2") is not None:
+            raise SlimdpmError("Stable Diffusion XL cannot be exported yet: its two text encoders have no place")
+        tokens = torch.ones(_BATCH, shell.conditioning.tokens, dtype=torch.int32)
+        yield Graph(
+            "text_encoder", _TextEncoder(encoder), {"input_ids": tokens}, "last_hidden_state", encoder.config.to_dict()
+        )
+
+
+def _denoiser(network: Any, shell: Shell) -> Graph:
+    embedder = next((m for m in shell.conditioning.modules if type(m).__name__ == "ClassEmbedder"), None)
+    inputs = example_inputs(network.config, batch=_BATCH, size=shell.size, tokens=shell.conditioning.tokens)
+    if embedder is not None:
+        inputs = {name: value for name, value in inputs.items() if name != "encoder_hidden_states"}
+        inputs["class_labels"] = torch.zeros(_BATCH, dtype=torch.long)
+    inputs["timestep"] = torch.tensor([500.0])
+    module = _Denoiser(network, embedder)
+    return Graph("unet", module, inputs, "out_sample", network.config, fixed=("timestep",))
+
+
+def to_onnx(graph: Graph, file: Path) -> None:
+    """Write the graph as ONNX, for any batch; weights that a file of protobuf has no room for lie beside it.
+
+    Raises:
+        SlimdpmError: for a network that PyTorch cannot export.
+    """
+    batch = torch.export.Dim("batch")
+    with _quiet(), torch.inference_mode():
+        try:
+            program: Any = torch.onnx.export(
+                graph.module.eval(),
+                kwargs=dict(graph.inputs),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=[graph.output],
+                dynamic_shapes={name: None if name in graph.fixed else {0: batch} for name in graph.inputs},
+                verbose=False,
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # of many kinds, each of them long
+            raise SlimdpmError(f"PyTorch cannot export this {graph.name}: {first_line(error)}") from error
+        _remove_notes(program.model)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in graph.module.parameters())
+        program.save(str(file), external_data=weights > _PROTOBUF)
+
+
+def to_openvino(file: Path) -> Path:
+    """An ONNX file as OpenVINO's two, in its place. The numbers stay as they are kept there."""
+    import openvino
+
+    converted = file.with_name("openvino_model.xml")
+    openvino.save_model(openvino.convert_model(str(file)), str(converted), compress_to_fp16=False)
+    for left in file.parent.glob(f"{file.name}*"):
+        left.unlink()
+    return converted
+
+
+def _remove_notes(model: Any) -> None:
+    """Where in PyTorch each node comes from: several times the size of a small network's weights."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
