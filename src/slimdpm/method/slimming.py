@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from slimdpm.method.cost import Cost, WidthCounter, measure
+from slimdpm.method.networks import once_per_config
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 
@@ -64,6 +65,7 @@ class Plan:
         return self.teacher_cost.macs / self.cost.macs
 
 
+@once_per_config
 def plan_student(
     teacher: Mapping[str, Any],
     budget: Budget,
@@ -89,6 +91,11 @@ def plan_student(
     """
     teacher_cost = reference or measure(teacher, size=size, tokens=tokens)
     base = student_base(teacher, kind, overrides or {})
+    if "block_out_channels" in (overrides or {}):
+        return Plan(base, measure(base, size=size, tokens=tokens), teacher_cost)
+    if budget.width is not None:
+        config = _config_of_width(base, budget.width)
+        return Plan(config, measure(config, size=size, tokens=tokens), teacher_cost)
 
     counter = WidthCounter(size=size, tokens=tokens)
     costs: dict[tuple[int, ...], Cost] = {}  # groups and heads change nothing in the count: only the widths do
@@ -99,11 +106,6 @@ def plan_student(
             costs[key] = counter.measure(config)
         return costs[key]
 
-    if "block_out_channels" in (overrides or {}):
-        return Plan(base, cost_of(base), teacher_cost)
-    if budget.width is not None:
-        config = _config_of_width(base, budget.width)
-        return Plan(config, cost_of(config), teacher_cost)
     limit, spent = _limit(budget, teacher_cost)
     best: tuple[dict[str, Any], Cost] | None = None
     for least in MIN_CHANNELS:

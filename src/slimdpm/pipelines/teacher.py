@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
-from slimdpm.method.networks import build, call, like, map_inputs
+from slimdpm.method.networks import build, call, like, map_inputs, once_per_config
 from slimdpm.pipelines.borrowing import borrowed
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.pipelines.shell import Shell, _supported, network_of, shell_of
@@ -89,10 +90,10 @@ def _try(name: str, network: Any, shell: Shell) -> None:
         elif isinstance(conditioning, ClassLabels):
             where: Any = conditioning.embedder.device if conditioning.embedder else "meta"
             inputs = conditioning.training_inputs({"conditions": torch.zeros(2, dtype=torch.long, device=where)})
-    with blamed(f"the network of {name} does not work with the rest of it"), torch.device("meta"):
-        sample = torch.empty(2, network.config.in_channels, *sides(shell.size))
-        outline = build({**network.config, "_class_name": type(network).__name__})
-        call(outline, sample, torch.zeros(2), map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
+    with blamed(f"the network of {name} does not work with the rest of it"):
+        sample = torch.empty(2, network.config.in_channels, *sides(shell.size), device="meta")
+        config = {**network.config, "_class_name": type(network).__name__}
+        _pass(config, sample, map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
     if shell.autoencoder is not None:
         with blamed(f"the autoencoder of {name} does not work"), torch.device("meta"):
             trial = replace(shell, autoencoder=like(shell.autoencoder))
@@ -101,3 +102,10 @@ def _try(name: str, network: Any, shell: Shell) -> None:
             encoded = trial.autoencoder.encoder(images)
             if encoded.shape[2:] != latents.shape[2:] or trial.decode(latents).shape != images.shape:
                 raise SlimdpmError(f"the autoencoder of {name} gives latents of another shape than its network takes")
+
+
+@once_per_config
+def _pass(config: Mapping[str, Any], sample: torch.Tensor, inputs: dict[str, Any]) -> None:
+    """A forward pass of a network of this config for two inputs on the meta device; raises whatever it raises."""
+    with torch.device("meta"):
+        call(build(config), sample, torch.zeros(2), inputs)
