@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Byte code is made where a module is first imported: pip would make it of all of them, and most are never imported.
+INSTALL = $(BIN)/pip install --quiet --no-compile -c constraints.txt
 DEMO_OUTPUT ?= demo
 
 .PHONY: demo test docs clean
@@ -25,20 +27,20 @@ $(BIN)/python:
 
 # torch first and alone: whatever else needs it then finds this one and brings no other build.
 $(VENV)/.torch-installed: constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(INSTALL) torch
 	touch $@
 
 $(VENV)/.demo-installed: pyproject.toml $(VENV)/.torch-installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
+	$(INSTALL) -e '.[demo]'
 	touch $@
 
 $(VENV)/.dev-installed: pyproject.toml $(VENV)/.torch-installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.demo-installed
 
 # The reference is read off the sources: nothing of slimdpm is imported, so torch is not needed.
 $(VENV)/.docs-installed: pyproject.toml constraints.txt mkdocs.yml | $(BIN)/python
-	$(BIN)/pip install --quiet -c constraints.txt $$($(BIN)/python -c 'import tomllib; \
+	$(INSTALL) $$($(BIN)/python -c 'import tomllib; \
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@
 
