@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import Base, build, command
+from .base import QUICK, Base, build, command, sets
 from .case import Case, Outcome, drawn, make
 from .judge import Watch, executed, fault
 
@@ -92,7 +92,9 @@ def rehearse(base: Base, folder: Path) -> None:
         *base.import_words(folder),
     ]
     if base.quick:
-        commands = [commands[0], commands[4]]
+        told = {"class": base.classes, "text": base.labelled}
+        dry = [["slim", base.teacher(kind), told[kind], *sets(*QUICK), "--dry-run"] for kind in told]
+        commands = [commands[0], commands[4], *dry]
     import slimdpm.training.dry_run as dry_run
 
     estimate = dry_run.estimate_memory
