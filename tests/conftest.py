@@ -1,26 +1,63 @@
-"""What many tests are given: a teacher and images, made once."""
+"""What many tests are given: a teacher and images, made once.
+
+What takes seconds to import is imported where it is used: the process that hands the tests to others needs none of it.
+"""
 
 import logging
 import os
 import signal
 import sys
 import warnings
+from functools import partial, wraps
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the network would fail, not hang
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import CLASSES, TINY
 from PIL import Image
 
-torch.set_num_threads(1)  # the tests run side by side
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tests run side by side."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_reports():
+    """Figures without a drawing, see `helpers.drawn`, and seconds of one round: both take longer than a short run."""
+    from matplotlib.figure import Figure
+
+    from slimdpm import demo
+    from slimdpm.training import run_report
+
+    def savefig(figure, target, **options):
+        target.write("<svg></svg>") if hasattr(target, "write") else Path(target).touch()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", wraps(Figure.savefig)(savefig))
+        for place in (run_report, demo):
+            patched.setattr(place, "brief_latencies", partial(place.brief_latencies, seconds=0))
+        yield
+
+
+@pytest.fixture
+def any_memory(monkeypatch):
+    """A dry run without the step that it imagines, which takes seconds: for tests that look at something else."""
+    from slimdpm.training import dry_run
+    from slimdpm.training.memory import Memory
+
+    monkeypatch.setattr(dry_run, "estimate_memory", lambda job, processes: Memory(*range(10)))
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +77,10 @@ def process_as_it_was():
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory):
     """A DDPM pipeline as diffusers saves it."""
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from helpers import TINY
+
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("teacher")
     DDPMPipeline(UNet2DModel(**TINY), DDPMScheduler()).save_pretrained(folder)
@@ -61,6 +102,8 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_folder(tmp_path_factory):
     """Nine PNGs of 16x16 smooth noise, three in the folder of each class."""
+    from helpers import CLASSES
+
     folder = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(1)
     for i in range(9):
@@ -68,9 +111,3 @@ def class_folder(tmp_path_factory):
         small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         small.resize((16, 16), Image.Resampling.BICUBIC).save(folder / CLASSES[i % 3] / f"{i}.png")
     return folder
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Reports without drawings, which take longer than a short run: for tests that look at something else."""
-    monkeypatch.setattr("slimdpm.report.figures.svg_of", lambda figure: "<svg></svg>")

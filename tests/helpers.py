@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from accelerate.state import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
@@ -164,6 +165,13 @@ def xl_pipeline(folder):
     )
 
 
+def drawn():
+    """A context in which figures are drawn, as they are for a user; in the tests' other reports they are empty."""
+    from matplotlib.figure import Figure
+
+    return patch.object(Figure, "savefig", Figure.savefig.__wrapped__)
+
+
 @dataclass
 class Done:
     """What became of a process; a signal that ended it is a negative code."""
@@ -224,16 +232,11 @@ class Forked:
 
 
 def command(*words: object, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
-    """What a process does that is started as ``slimdpm WORDS``, after it has done something of the test's.
-
-    A report has no figures: to draw them takes longer than to train, and nobody looks at these.
-    """
+    """What a process does that is started as ``slimdpm WORDS``, after it has done something of the test's."""
 
     def run() -> None:
         from slimdpm.cli import main as cli
-        from slimdpm.report import figures
 
-        figures.svg_of = lambda figure: "<svg></svg>"
         sys.argv = ["slimdpm", *map(str, words)]
         before()
         cli.main()

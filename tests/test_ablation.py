@@ -14,7 +14,7 @@ from ablation.grid import DENSE, Cell, Idea
 from ablation.run import Ablation
 from ablation.sizes import SIZES, Size
 from ablation.together import OncePerBatch, train_together
-from helpers import TINY
+from helpers import TINY, drawn
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -154,7 +154,6 @@ def tiny(tmp_path_factory):
     np.savez(file, images=rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), names=names)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(measure, "load_extractor", lambda name: mean)
-        patched.setattr("slimdpm.report.figures.svg_of", lambda figure: "<svg></svg>")
         patched.setitem(SIZES, "tiny", TINY_SIZE)
         patched.setattr(run, "cells_of", lambda size: cells)
         yield str(file)
@@ -360,9 +359,10 @@ def test_the_pictures_are_drawn(tmp_path):
     results["latency"] = {"lite": 0.004, "spectral": 0.005}
     cells = results["cells"]
     cells[grid.CHANGED], cells["alpha 0"] = cells["spectral"], {**cells["lite"], "group": "omega"}
-    drawn = {"cells": figures.cells_figure, "changes": figures.changes_figure, "pareto": figures.pareto_figure}
-    for name, draw in drawn.items():
-        draw(results, tmp_path / f"{name}.png")
+    ways = {"cells": figures.cells_figure, "changes": figures.changes_figure, "pareto": figures.pareto_figure}
+    for name, draw in ways.items():
+        with drawn():
+            draw(results, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
 

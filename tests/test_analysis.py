@@ -2,12 +2,13 @@
 
 import csv
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
-from helpers import TINY, latent_pipeline
+from helpers import TINY, drawn, latent_pipeline
 from typer.testing import CliRunner
 
 from slimdpm import SpectralUNet2DModel, load_pipeline
@@ -126,8 +127,11 @@ SMALL = Settings(count=12, samples=4, steps=2)
 @pytest.mark.slow
 def test_a_runs_report_gets_the_figures_and_keeps_the_rest(run_folder, image_folder, teacher_folder):
     before = (run_folder / "report.html").read_text()
-    for _ in range(2):  # the second takes the place of the first
-        page = analyze(str(run_folder), str(image_folder), settings=SMALL, compare=[str(teacher_folder)])
+    for drawing in (drawn, nullcontext):  # the second takes the place of the first
+        with drawing():
+            page = analyze(str(run_folder), str(image_folder), settings=SMALL, compare=[str(teacher_folder)])
+        figures = [page.read_text(), *(file.read_text() for file in (run_folder / "analysis").glob("*.svg"))]
+        assert all(("<path" in text) is (drawing is drawn) for text in figures) and len(figures) > 1
     assert page == run_folder / "report.html"
     text = page.read_text()
     for words in (

@@ -1,7 +1,6 @@
 """The command line in its own process: what it prints, and one line and exit code 2 for a user's mistake."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,14 +17,7 @@ from slimdpm import SlimdpmError
 from slimdpm.cli import main
 from slimdpm.cli.main import app
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
-
-
-def slimdpm_command(*arguments):
-    command = [sys.executable, "-m", "slimdpm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def invoke(*arguments):
@@ -36,17 +28,17 @@ def invoke(*arguments):
 
 @pytest.mark.slow
 def test_slim_then_sample_then_plain_diffusers(tmp_path, teacher_folder, image_folder):
-    done = slimdpm_command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *QUICK)
-    assert done.returncode == 0, done.stderr
+    done = Forked(command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *QUICK)).wait()
+    assert done.code == 0, done.err
     for words in (
         "student: SpectralUNet2DModel, channels 8-16",
         "feature pairs: down_blocks.0",
         "distilling: 2/2 steps",
         "report:",
     ):
-        assert words in done.stdout
-    assert "images/s" in done.stdout and "spatial" in done.stdout
-    assert done.stderr == ""
+        assert words in done.out
+    assert "images/s" in done.out and "spatial" in done.out
+    assert done.err == ""
     invoke("sample", tmp_path / "run", "-n", 3, "--steps", 2, "--scheduler", "dpm++", "-o", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("0*.png"))) == 3
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")

@@ -33,8 +33,6 @@ from slimdpm.method.networks import example_inputs
 from slimdpm.method.slimming import Budget, plan_student
 from slimdpm.pipelines.teacher import load_teacher
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 
 class Lora(nn.Module):
     """Shaped as peft's layers: the original inside, two factors beside it, and `merge`."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import drawn
 from PIL import Image
 
 from slimdpm import demo
@@ -19,9 +20,15 @@ from slimdpm.training.run import run_job
 pytestmark = pytest.mark.slow
 
 
-def test_the_students_cost_the_same_within_half_a_percent_and_an_eighth_of_the_teacher():
-    spectral = plan_job(demo_recipe()).plan
-    lite = plan_job(lite_recipe(demo_recipe())).plan
+@pytest.fixture(scope="module")
+def students():
+    """Both, to be trained for twenty steps."""
+    recipe = demo_recipe(steps=20)
+    return {"lite": plan_job(lite_recipe(recipe)), "spectral": plan_job(recipe)}
+
+
+def test_the_students_cost_the_same_within_half_a_percent_and_an_eighth_of_the_teacher(students):
+    spectral, lite = students["spectral"].plan, students["lite"].plan
     assert spectral.ratio >= 8
     assert lite.cost.macs == pytest.approx(spectral.cost.macs, rel=0.005)
     assert (spectral.config["_class_name"], lite.config["_class_name"]) == ("SpectralUNet2DModel", "UNet2DModel")
@@ -44,21 +51,21 @@ def crops(source):
     return to_model_range(torch.from_numpy(source.images).permute(0, 3, 1, 2))
 
 
-def test_after_a_hundred_steps_spectral_has_less_error_in_the_upper_half_than_lite(tmp_path):
-    few, upper = Arrays(demo_source("held-out").images[::4], "few"), {}
-    recipe = demo_recipe(steps=100)
-    for name, job in {"lite": plan_job(lite_recipe(recipe)), "spectral": plan_job(recipe)}.items():
+def test_after_twenty_steps_spectral_has_half_the_error_of_lite_in_the_upper_half(students, tmp_path):
+    few, upper = Arrays(demo_source("held-out").images[::8], "few"), {}
+    for name, job in students.items():
         student = run_job(job, tmp_path / name, report=False)
         upper[name] = np.array(denoising_errors(student.unet, shell_of(student).process, crops(few)).upper)
-    assert upper["spectral"].mean() < upper["lite"].mean()
+    assert upper["spectral"].mean() < upper["lite"].mean() / 2 < 0.2  # untrained networks have 1
 
 
 def test_the_demo_compares_three_networks_and_reports(tmp_path, monkeypatch):
-    few = Arrays(demo_source("held-out").images[:16], "few")
+    few = Arrays(demo_source("held-out").images[:4], "few")
     monkeypatch.setattr(demo, "demo_source", lambda split: few)
     monkeypatch.setattr(demo, "SAMPLES", 4)
     monkeypatch.setattr(demo, "SAMPLE_STEPS", 2)
-    entries = run_demo(tmp_path, steps=2)
+    with drawn():
+        entries = run_demo(tmp_path, steps=2)
     assert [e.name for e in entries] == ["teacher", "lite", "spectral"]
     assert all(e.samples.shape == (4, 32, 32, 3) for e in entries)
     teacher = entries[0]

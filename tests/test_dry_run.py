@@ -103,11 +103,12 @@ def test_timesteps_weigh_by_min_snr_when_slimming_unless_the_recipe_says_else():
 
 
 @pytest.mark.slow
-def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypatch):
+def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypatch, request):
     monkeypatch.setenv("WORLD_SIZE", "4")
     command = ["slim", outline_folder, image_folder, "--ratio", "3", "--set", "train.batch_size=8", "--dry-run"]
     said = invoke(*command)
     assert "4 x 2 at once" in said and "gradients on their way" in said
+    request.getfixturevalue("any_memory")
     monkeypatch.setenv("RANK", "1")
     assert invoke(*command) == ""
     monkeypatch.setenv("RANK", "0")
@@ -116,7 +117,7 @@ def test_of_several_processes_one_speaks(outline_folder, image_folder, monkeypat
 
 
 @pytest.mark.slow
-def test_it_knows_what_is_in_the_folder(outline_folder, teacher_folder, image_folder, tmp_path):
+def test_it_knows_what_is_in_the_folder(teacher_folder, image_folder, tmp_path, any_memory):
     quick = ["--width", "8", "--steps", "2"]
     for setting in ("train.sample_every=0", "train.batch_size=4", "train.trackers=[]", "samples.count=2"):
         quick += ["--set", setting]
@@ -130,7 +131,7 @@ def test_it_knows_what_is_in_the_folder(outline_folder, teacher_folder, image_fo
 
 
 @pytest.mark.slow
-def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
+def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path, request):
     VQModel(**latent_pipeline(VQModel).vqvae.config).save_pretrained(tmp_path / "autoencoder")
     for file in (tmp_path / "autoencoder").glob("*.safetensors"):
         file.unlink()
@@ -142,6 +143,7 @@ def test_training_without_a_teacher_has_a_dry_run_too(image_folder, tmp_path):
     assert values["memory"]["teacher"] == values["memory"]["frozen"] == 0  # its latents are kept
     values = json.loads(invoke(*command, "--set", f"autoencoder={tmp_path}/autoencoder", "--no-cache", "--json"))
     assert values["memory"]["teacher"] == 0 < values["memory"]["frozen"]
+    request.getfixturevalue("any_memory")
     said = invoke(*command)
     assert "losses" not in said and "loss           denoising\n" in said
 

@@ -20,6 +20,7 @@ OPTIONAL = (
 PROGRAM = """
 import contextlib, importlib, io, json, pkgutil, sys
 import slimdpm
+assert "matplotlib" not in sys.modules and "slimdpm.unet" in sys.modules  # quickly there, and what diffusers looks for
 for module in pkgutil.walk_packages(slimdpm.__path__, "slimdpm."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)

@@ -34,7 +34,7 @@ from slimdpm.training.dry_run import forecast
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("transformers")
 

@@ -207,7 +207,9 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
     teacher = UNet2DModel.from_pretrained(teacher_folder / "unet")
     student = UNet2DModel.from_config(teacher.config, block_out_channels=(8, 16), norm_num_groups=2)
     settings = {"task": task, "teacher": str(teacher_folder), "student.kind": "lite"}
-    started = run(tmp_path / "still", image_folder, **settings)  # at a learning rate that moves nothing
+    started = run(
+        tmp_path / "still", image_folder, **settings, **{"train.steps": 1}
+    )  # at a learning rate that moves nothing
     expected = inherited_weights(teacher, student)
     assert started.keys() == expected.keys()
     assert all(torch.allclose(started[name], expected[name], atol=1e-6) for name in expected)
@@ -223,7 +225,7 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
 
 
 @pytest.mark.slow
-def test_the_command_line_says_it(teacher_folder, image_folder):
+def test_the_command_line_says_it(teacher_folder, image_folder, any_memory):
     command = ["slim", str(teacher_folder), str(image_folder), "--width", "8", "--dry-run"]
     for more, wanted in (([], True), (["--init", "teacher"], True), (["--init", "random"], False)):
         said = CliRunner().invoke(app, [*command, *more], catch_exceptions=False).output

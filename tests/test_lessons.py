@@ -67,17 +67,29 @@ def test_a_kept_batch_is_the_one_that_it_was(tmp_path, monkeypatch, teacher_fold
         assert all(map(torch.equal, given, once.given[kept_batch(step, 3)])), step
 
 
+def train_with_kept_batches(folder, steps, *data):
+    settings = ("distill.reuse=3", "train.max_batch_per_device=2", "data.flip=true", f"train.steps={steps}")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lessons, "SPREAD", 1)
+        run_job(job(*data, *settings), folder, report=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, teacher_folder, image_folder):
+    """A run of eleven steps without a stop."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_with_kept_batches(folder, 11, teacher_folder, image_folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [6, 7, 8])
-def test_a_run_that_keeps_batches_goes_on_exactly(stop, tmp_path, monkeypatch, teacher_folder, image_folder):
-    monkeypatch.setattr(lessons, "SPREAD", 1)
-    settings = ("distill.reuse=3", "train.max_batch_per_device=2", "data.flip=true")
-    run_job(job(teacher_folder, image_folder, *settings, "train.steps=11"), tmp_path / "whole", report=False)
+def test_a_run_that_keeps_batches_goes_on_exactly(stop, whole, tmp_path, teacher_folder, image_folder):
     for steps in (stop, 11):
-        run_job(job(teacher_folder, image_folder, *settings, f"train.steps={steps}"), tmp_path / "two", report=False)
+        train_with_kept_batches(tmp_path / "run", steps, teacher_folder, image_folder)
     last = "checkpoints/step-00000011"
-    assert_equal_checkpoints(tmp_path / "whole" / last, tmp_path / "two" / last)
-    assert logged(tmp_path / "whole") == logged(tmp_path / "two")
+    assert_equal_checkpoints(whole / last, tmp_path / "run" / last)
+    assert logged(whole) == logged(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 YAMLS = Path(__file__).parent / "originals"
 NAMES = ["ffhq", "celebahq", "lsun_beds", "lsun_churches", "cin256-v2"]

@@ -9,7 +9,7 @@ from slimdpm import slim
 from slimdpm.method.cost import measure_model
 from slimdpm.pipelines.loading import load_pipeline
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "train.batch_size": 2, "train.trackers": [], "samples.count": 1, "samples.steps": 2, "data.workers": 0,

@@ -59,13 +59,14 @@ def rates(folder):
 
 def test_a_short_run_reaches_its_rate_and_a_longer_one_keeps_its_warmup(tmp_path, teacher_folder, image_folder):
     folder = tmp_path / "run"
-    assert "warning" not in run(folder, teacher_folder, image_folder, "train.steps=20")
+    least = "train.batch_size=1"
+    assert "warning" not in run(folder, teacher_folder, image_folder, "train.steps=20", least)
     assert rates(folder) == pytest.approx([2e-4 * min(1, step / 2) for step in range(1, 21)])
     assert read_recipe(folder / "recipe.yaml").train.warmup == 2
-    run(folder, teacher_folder, image_folder, "train.steps=22")  # other steps: neither refused nor another warm-up
+    run(folder, teacher_folder, image_folder, "train.steps=22", least)  # neither refused nor another warm-up
     assert read_recipe(folder / "recipe.yaml").train.warmup == 2 and len(rates(folder)) == 22
     with pytest.raises(SlimdpmError, match=r"train\.warmup differs"):
-        run(folder, teacher_folder, image_folder, "train.steps=22", "train.warmup=3")
+        run(folder, teacher_folder, image_folder, "train.steps=22", "train.warmup=3", least)
 
 
 def test_a_run_of_an_earlier_version_keeps_its_warmup(tmp_path, teacher_folder, image_folder):

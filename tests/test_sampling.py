@@ -41,13 +41,13 @@ def pipeline():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS, "KDPM2DiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(pipeline, scheduler):
-    whole = sample_images(pipeline, 5, steps=6, scheduler=scheduler, seed=3, batch_size=5)
-    parts = sample_images(pipeline, 5, steps=6, scheduler=scheduler, seed=3, batch_size=2)
-    alone = next(sample_batches(pipeline, range(4, 5), steps=6, scheduler=scheduler, seed=3))
-    for other in (parts, np.concatenate([whole[:4], alone])):
+    whole = sample_images(pipeline, 3, steps=5, scheduler=scheduler, seed=3, batch_size=3)
+    parts = sample_images(pipeline, 3, steps=5, scheduler=scheduler, seed=3, batch_size=2)
+    alone = next(sample_batches(pipeline, range(1, 2), steps=5, scheduler=scheduler, seed=3))
+    for other in (parts, np.concatenate([whole[:1], alone, whole[2:]])):
         assert np.abs(whole.astype(int) - other).max() <= 1  # rounding
     assert np.abs(whole[0].astype(int) - whole[1]).max() > 20
-    other_seed = sample_images(pipeline, 1, steps=6, scheduler=scheduler, seed=4)
+    other_seed = sample_images(pipeline, 1, steps=5, scheduler=scheduler, seed=4)
     assert np.abs(other_seed[0].astype(int) - whole[0]).max() > 20
 
 

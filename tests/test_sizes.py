@@ -50,7 +50,7 @@ from slimdpm.system.sizes import described, nearest, size_of
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 4), dtype=np.uint8)
 WIDE = {"sample_size": [48, 64], "block_out_channels": (8, 16)}

@@ -35,7 +35,7 @@ from slimdpm.system.tensor_store import Store
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=3", "data.samples.count=10", "data.samples.steps=2"]
 CPU = torch.device("cpu")
@@ -152,11 +152,12 @@ def test_a_kill_costs_a_shard(tmp_path, teacher_folder):
 
 def test_two_processes_of_a_launch_make_and_use_the_data_of_one(tmp_path):
     class_pipeline().save_pretrained(tmp_path / "teacher")
+    settings = [*QUICK, "data.samples.count=192", f"teacher={tmp_path / 'teacher'}", "data.path=teacher"]
+    run_job(plan_job(load_recipe(None, settings)), tmp_path / "one", report=False)
     both = launch(command(*words(tmp_path / "teacher", tmp_path / "two")))
     assert [done.code for done in both] == [0, 0], both
     assert "192 samples of the teacher: 0.6 MB will be kept in" in both[0].out
-    recipe = RunFolder(tmp_path / "two").recipe()
-    run_job(plan_job(recipe), tmp_path / "one", report=False)
+    assert RunFolder(tmp_path / "one").recipe() == RunFolder(tmp_path / "two").recipe()
     assert contents(tmp_path / "one/cache") == contents(tmp_path / "two/cache")
     weights = [load_file(tmp_path / n / "checkpoints/step-00000003/student.safetensors") for n in ("one", "two")]
     for name in weights[0]:
@@ -226,7 +227,7 @@ def test_a_baseline_takes_the_samples_of_the_teacher_too(tmp_path):
     assert lite.teacher is None and len(list((tmp_path / "cache").glob("samples-*"))) == 1
 
 
-def test_the_word_teacher_and_a_folder_of_that_name(tmp_path, monkeypatch, teacher_folder, image_folder):
+def test_the_word_teacher_and_a_folder_of_that_name(tmp_path, monkeypatch, teacher_folder, image_folder, any_memory):
     (tmp_path / "teacher").symlink_to(image_folder)
     monkeypatch.chdir(tmp_path)
     arguments = ["slim", str(teacher_folder), "--width", "8", "--dry-run"]

@@ -30,8 +30,6 @@ from slimdpm.system.hashing import fingerprint
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 QUICK = [
     "distill.pairs=auto",
     "distill.lambda_spatial=0.1",

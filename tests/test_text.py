@@ -23,8 +23,6 @@ from slimdpm.system.hashing import fingerprint
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 pytest.importorskip("transformers")
 
 QUICK = [*TRIAL, "student.width=8", "train.steps=2"]

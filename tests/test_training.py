@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import TINY, TRIAL, Forked, command, struck
+from helpers import TINY, TRIAL, Forked, command, drawn, struck
 from safetensors.torch import load_file
 
 from slimdpm.method.distiller import Distiller, TappedStudent
@@ -70,7 +70,8 @@ def logged(folder):
 def straight(tmp_path_factory, teacher_folder, image_folder):
     """A run of six steps without a stop."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    run(folder, teacher_folder, image_folder, report=True)
+    with drawn():
+        run(folder, teacher_folder, image_folder, report=True)
     return folder
 
 

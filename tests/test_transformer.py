@@ -23,7 +23,7 @@ from slimdpm.system.hashing import fingerprint
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
+pytestmark = pytest.mark.slow
 
 CONFIG = {
     "num_attention_heads": 2,
