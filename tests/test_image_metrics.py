@@ -1,6 +1,7 @@
 """Spectral and sliced distances see what was done to photographs, and know when it was nothing."""
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -52,6 +53,12 @@ def measure(images, reference):
     return result | sliced_wasserstein(patches([images]), patches([reference]), draws)
 
 
+@pytest.fixture(scope="module")
+def damaged(photographs):
+    """What is measured of the photographs once they are damaged in some way: once for each."""
+    return cache(lambda damage, strength: measure(damage(photographs, strength), photographs))
+
+
 @pytest.mark.parametrize(
     ("damage", "strengths", "metric"),
     [
@@ -63,16 +70,16 @@ def measure(images, reference):
         (compressed, (60, 25, 8), DISTANCE),
     ],
 )
-def test_more_damage_is_further(photographs, damage, strengths, metric):
-    values = [0.0, *(measure(damage(photographs, s), photographs)[metric].value for s in strengths)]
+def test_more_damage_is_further(damaged, damage, strengths, metric):
+    values = [0.0, *(damaged(damage, strength)[metric].value for strength in strengths)]
     assert np.all(np.diff(values) > 0), values
 
 
-def test_a_blur_of_half_a_pixel_is_seen_and_no_blur_is_not(photographs):
+def test_a_blur_of_half_a_pixel_is_seen_and_no_blur_is_not(photographs, damaged):
     """The top octave's ratio lies outside its own interval around 1; that of other photographs of the kind does not."""
-    blur = measure(blurred(photographs, 0.5), photographs)
+    blur = damaged(blurred, 0.5)
     assert blur[TOP].interval[1] < 1 and blur[TOP].value < 0.5
-    assert measure(noisy(photographs, 10), photographs)[TOP].interval[0] > 1
+    assert damaged(noisy, 10)[TOP].interval[0] > 1
     halves = measure(photographs[::2], photographs[1::2])
     assert halves[TOP].interval[0] < 1 < halves[TOP].interval[1]
     same = measure(photographs, photographs)

@@ -1,8 +1,6 @@
 """Text-to-image networks: Stable Diffusion v1, v2 and XL, against diffusers' own pipelines."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -205,13 +203,3 @@ def test_a_text_encoder_without_a_weight_is_refused(quiet, tmp_path):
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(SlimdpmError, match="text_encoder do not belong to its config: 1 are missing"):
         load_pipeline(tmp_path / "teacher")
-
-
-@pytest.mark.slow
-def test_loading_speaks_of_nothing_that_a_user_cannot_follow(tmp_path):
-    """Of torchvision, which nothing here needs: in another process, where nothing is loaded yet."""
-    (tmp_path / "vocabulary").mkdir()
-    text_pipeline(tmp_path / "vocabulary").save_pretrained(tmp_path / "teacher")
-    program = f"import slimdpm; slimdpm.load_pipeline({str(tmp_path / 'teacher')!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0 and "torchvision" not in done.stdout + done.stderr

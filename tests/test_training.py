@@ -231,8 +231,10 @@ def test_half_precision_trains_with_weights_in_single(precision, tmp_path, teach
 
 
 def test_taps_work_in_a_compiled_student():
-    config = {**TINY, "_class_name": "UNet2DModel"}
-    student = TappedStudent(UNet2DModel(**TINY), match_features(config, config))
+    small = {**TINY, "block_out_channels": (8, 8), "add_attention": False}
+    small |= {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    config = {**small, "_class_name": "UNet2DModel"}
+    student = TappedStudent(UNet2DModel(**small), match_features(config, config))
     inputs = torch.randn(2, 3, 16, 16), torch.tensor([5, 9])
     plain = student(*inputs)
     student.compile(backend="eager")

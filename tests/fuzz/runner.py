@@ -100,7 +100,8 @@ def rehearse(base: Base, folder: Path) -> None:
     estimate = dry_run.estimate_memory
 
     def remembered(*arguments: Any, **options: Any) -> Any:
-        _spared["memory"] = estimate(*arguments, **options)
+        if "memory" not in _spared:
+            _spared["memory"] = estimate(*arguments, **options)
         return _spared["memory"]
 
     dry_run.estimate_memory = remembered
