@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -178,7 +178,7 @@ def _imagined_shell(shell: Shell) -> Shell:
 
 
 def _imagined_network(make: Callable[[Any], Any], config: Mapping[str, Any]) -> Any:
-    with torch.device("meta"):  # initial values would be imagined one by one
+    with unset_fake_temporarily(), torch.device("meta"):  # initial values would be imagined one by one
         network = make(config)
     for module in network.modules():  # not Module.to_empty, which swaps the data of tensors
         for name, parameter in list(module.named_parameters(recurse=False)):
