@@ -1,7 +1,6 @@
 """The paper's section 3 against planted answers: power laws, the Wiener filter, what a known denoiser restores."""
 
 import csv
-import json
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,10 +15,7 @@ from slimdpm.analysis.analyze import Settings, analyze
 from slimdpm.analysis.observation import observe
 from slimdpm.analysis.wiener import appearance, reconstruction_power, wiener_gain
 from slimdpm.cli.main import app
-from slimdpm.method.complexity import complexity_rows
-from slimdpm.method.cost import measure
 from slimdpm.method.forward_process import Process
-from slimdpm.method.presets import PRESETS
 from slimdpm.metrics.spectrum import Spectrum, fit_power_law, radial_spectrum, ring_powers
 from slimdpm.recipe_file import load_recipe
 from slimdpm.system.errors import SlimdpmError
@@ -197,16 +193,3 @@ def test_mistakes_of_analyze_are_one_line(teacher_folder, image_folder, tmp_path
         done = CliRunner().invoke(app, ["analyze", *map(str, arguments), "-o", str(tmp_path / "a")])
         assert isinstance(done.exception, SlimdpmError) and words in str(done.exception)
         assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.slow
-def test_the_papers_complexity_is_reproduced():
-    rows = {row.preset.name: row for row in complexity_rows()}
-    assert len(rows) == 12  # four tasks, three networks each
-    for preset, row in rows.items():  # what a cost is made of, test_slimming counts by hand
-        assert row.cost == measure(PRESETS[preset].config, tokens=PRESETS[preset].tokens)
-    assert {name for name, row in rows.items() if row.preset.recalled} == {"ldm8-church", "sd-v1", "sd-v1-spectral"}
-    text = CliRunner().invoke(app, ["reproduce", "complexity"]).stdout
-    assert "294.96 M*" in text and "recalled" in text and "+0.34 %" in text
-    found = json.loads(CliRunner().invoke(app, ["reproduce", "complexity", "--json"]).stdout)
-    assert found[2]["preset"] == "ldm4-spectral" and found[2]["macs"] == rows["ldm4-spectral"].cost.macs

@@ -122,10 +122,10 @@ def test_without_averages_the_weights_themselves_are_taken(tmp_path):
 def test_the_networks_of_the_published_checkpoints(name, published):
     params = read_settings(YAMLS / f"{name}.yaml").unet_config.params
     config = unet_config(params)
-    cost = measure(config, tokens=1)
+    preset = PRESETS[{"lsun_churches": "ldm8-church", "cin256-v2": "ldm4-imagenet"}.get(name, "ldm4")]
+    cost = measure(config, tokens=preset.tokens)
     assert cost.params == pytest.approx(published * 1e6, abs=1e4)
-    preset = {"lsun_churches": "ldm8-church", "cin256-v2": "ldm4-imagenet"}.get(name, "ldm4")
-    assert cost == measure(PRESETS[preset].config, tokens=1)
+    assert cost == measure(preset.config, tokens=preset.tokens)
     with torch.device("meta"):
         theirs = reference.UNetModel(params.model_dump(exclude_unset=True))
     assert sum(p.numel() for p in theirs.parameters()) == cost.params
@@ -164,10 +164,13 @@ def test_the_scheduler_is_the_originals(tmp_path):
 
 
 def test_a_teacher_with_a_fixed_number_of_heads_is_slimmed(tmp_path, image_folder):
-    _, checkpoint, config = original(reduced("lsun_churches"), tmp_path)
+    few = reduced("lsun_churches")
+    few["model"]["params"]["unet_config"]["params"].update(channel_mult=[1, 2], num_res_blocks=1)
+    _, checkpoint, config = original(few, tmp_path)
     import_checkpoint(checkpoint, config, tmp_path / "teacher")
     values = {"teacher": str(tmp_path / "teacher"), "data": {"path": str(image_folder)}}
     settings = ["train.steps=1", "train.batch_size=1", "train.trackers=[]", "samples.count=1", "samples.steps=1"]
+    settings += ["train.sample_every=0"]
     job = plan_job(load_recipe(None, ["student.width=32", *settings], values=values))
     run_job(job, tmp_path / "run")
     student = load_pipeline(tmp_path / "run").unet
