@@ -69,8 +69,9 @@ def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tm
     UNet2DModel(**TINY).save_config(tmp_path)
     words = ["profile", tmp_path, "--ratio", "2,4", "--time", "--batch", "1,2", "--rounds", "2", "--layers", "--json"]
     values = json.loads(invoke(*words))
-    teacher, half, quarter = values.values()
-    assert [*values] == [str(tmp_path), "÷ 2", "÷ 4"]
+    teacher, half, _, quarter, _ = values.values()
+    assert [*values] == [str(tmp_path), "÷ 2", "÷ 2, plain", "÷ 4", "÷ 4, plain"]
+    assert all(teacher["macs"] >= ratio * values[f"÷ {ratio}, plain"]["macs"] for ratio in (2, 4))
     assert teacher["megabytes"] == teacher["params"] * 4 / 1e6 and teacher["macs"] >= 2 * half["macs"]
     assert teacher["macs"] >= 4 * quarter["macs"] and half["macs"] > quarter["macs"]
     for about in values.values():

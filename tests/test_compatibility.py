@@ -3,6 +3,7 @@
 import copy
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -13,8 +14,11 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
     UNet2DModel,
 )
 from helpers import TINY, class_pipeline, latent_pipeline, text_pipeline, xl_pipeline
@@ -155,29 +159,81 @@ def test_the_callers_pipeline_stays_as_it_is(fails, tmp_path, image_folder):
     assert same(state(pipeline), before)
 
 
-def spectral(tmp_path):
+@pytest.fixture(params=[SpectralUNet2DConditionModel, UNet2DConditionModel], ids=["gated", "plain"])
+def student(request, tmp_path):
     pipeline = text_pipeline(tmp_path)
-    unet = SpectralUNet2DConditionModel.from_config(pipeline.unet.config).eval()
-    return StableDiffusionPipeline(**{**pipeline.components, "unet": unet}, requires_safety_checker=False)
+    unet = request.param.from_config(pipeline.unet.config).eval()
+    made = StableDiffusionPipeline(**{**pipeline.components, "unet": unet}, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
-def test_other_pipelines_take_a_student(tmp_path):
-    student = spectral(tmp_path)
-    other = StableDiffusionImg2ImgPipeline.from_pipe(student, unet=student.unet)
-    assert other.unet is student.unet
-    assert ControlNetModel.from_unet(student.unet, load_weights_from_unet=False).config.block_out_channels == (16, 32)
-    student.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+def plain(student):
+    return type(student.unet) is UNet2DConditionModel
+
+
+def image(pipeline, **call):
+    return pipeline("a", **call, num_inference_steps=2, output_type="np", generator=torch.manual_seed(3)).images
+
+
+def test_other_pipelines_take_a_student(student):
+    given = {"image": torch.rand(1, 3, 16, 16), "strength": 1.0}
+    mask = {"mask_image": torch.ones(1, 1, 16, 16), "height": 16, "width": 16}
+    kinds = {StableDiffusionImg2ImgPipeline: given, StableDiffusionInpaintPipeline: given | mask}
+    for kind, call in kinds.items():
+        other = kind.from_pipe(student, unet=student.unet)
+        assert other.unet is student.unet and image(other, **call).shape == (1, 16, 16, 3)
+    if plain(student):
+        assert StableDiffusionImg2ImgPipeline.from_pipe(student).unet is student.unet
+    expected = image(student)
     student.enable_attention_slicing()
-    student.set_progress_bar_config(disable=True)
-    assert student("a", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+    np.testing.assert_allclose(image(student), expected, atol=1e-5)
+    student.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert image(student).shape == expected.shape
 
 
-def test_auto_pipelines_take_a_student(tmp_path):
-    student = spectral(tmp_path)
+def test_a_controlnet_is_made_of_a_student(student):
+    """With the weights of a plain one. What it adds starts at nothing."""
+    control = ControlNetModel.from_unet(
+        student.unet, conditioning_embedding_out_channels=(8, 16), load_weights_from_unet=plain(student)
+    )
+    assert control.config.block_out_channels == (16, 32)
+    if plain(student):
+        assert torch.equal(control.conv_in.weight, student.unet.conv_in.weight)
+        name = "down_blocks.0.downsamplers.0.conv.weight"
+        assert torch.equal(control.get_parameter(name), student.unet.get_parameter(name))
+    controlled = StableDiffusionControlNetPipeline(
+        **student.components, controlnet=control, requires_safety_checker=False
+    )
+    controlled.set_progress_bar_config(disable=True)
+    np.testing.assert_allclose(image(controlled, image=torch.rand(1, 3, 16, 16)), image(student), atol=1e-5)
+
+
+def test_an_adapter_is_added_to_a_student_and_fused(student, tmp_path):
+    peft = pytest.importorskip("peft")
+    before = image(student)
+    layers = ["to_q", "to_v", "conv1"]
+    student.unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=layers, init_lora_weights=False))
+    adapted = image(student)
+    assert np.abs(adapted - before).max() > 1e-3
+    student.save_lora_weights(tmp_path / "lora", peft.get_peft_model_state_dict(student.unet))
+    student.fuse_lora()
+    np.testing.assert_allclose(image(student), adapted, atol=1e-4)
+    student.unfuse_lora()
+    student.unload_lora_weights()
+    np.testing.assert_allclose(image(student), before, atol=1e-4)
+    student.load_lora_weights(tmp_path / "lora")
+    np.testing.assert_allclose(image(student), adapted, atol=1e-4)
+    teacher = load_teacher(student)  # merged into the copy
+    inputs = example_inputs(student.unet.config, batch=1, tokens=3)
+    torch.testing.assert_close(teacher.unet(**inputs).sample, student.unet(**inputs).sample, atol=1e-5, rtol=1e-4)
+
+
+def test_auto_pipelines_take_a_student(student, tmp_path):
     student.save_pretrained(tmp_path / "student")
     loaded = AutoPipelineForText2Image.from_pretrained(tmp_path / "student")
-    assert type(loaded) is StableDiffusionPipeline and type(loaded.unet) is SpectralUNet2DConditionModel
-    other = AutoPipelineForImage2Image.from_pipe(loaded, unet=loaded.unet)
+    assert type(loaded) is StableDiffusionPipeline and type(loaded.unet) is type(student.unet)
+    other = AutoPipelineForImage2Image.from_pipe(loaded, **({} if plain(student) else {"unet": loaded.unet}))
     assert type(other) is StableDiffusionImg2ImgPipeline and other.unet is loaded.unet
 
 
@@ -189,8 +245,9 @@ def test_a_class_student_loads_in_plain_diffusers(tmp_path):
     assert torch.equal(loaded.unet.conv_in.weight, pipeline.unet.conv_in.weight)
 
 
-def test_half_precision_files_and_shards(tmp_path):
-    student = DDPMPipeline(SpectralUNet2DModel(**TINY), DDPMScheduler())
+@pytest.mark.parametrize("network", [SpectralUNet2DModel, UNet2DModel])
+def test_half_precision_files_and_shards(network, tmp_path):
+    student = DDPMPipeline(network(**TINY), DDPMScheduler())
     weight = student.unet.conv_in.weight.clone()
     student.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     assert len(list((tmp_path / "shards/unet").glob("*.safetensors"))) > 1

@@ -193,6 +193,22 @@ def test_findings_are_those_of_the_ablation(about):
     assert told[1:3] == [f"{found[key].mean:.2f}" for key in ("error of ε", "upper half")]
 
 
+def test_gated_and_plain_differ_by_what_the_ablation_measured():
+    cells = json.loads((ROOT / "benchmarks/results/ablation_32.json").read_text())["cells"]
+    names = ("spectral from teacher", "lite + distilled from teacher", "lite")
+    gated, plain, lite = ([cells[name]["seeds"][seed]["measures"] for seed in "012"] for name in names)
+
+    def kernel(some, others):
+        return np.mean(
+            [one["kernel distance"] / other["kernel distance"] for one, other in zip(some, others, strict=True)]
+        )
+
+    (told,) = rows("kernel distance of the samples ÷ Lite's")
+    assert told == [f"{kernel(gated, lite):.3f}", f"{kernel(plain, lite):.3f}"]
+    text = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    assert f"The gated student has {kernel(gated, plain):.3f} of the plain one's kernel distance" in text
+
+
 def test_findings_at_equal_seconds_are_those_measured():
     results = json.loads((ROOT / "benchmarks/results/equal_seconds.json").read_text())
     assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from slimdpm import SpectralUNet2DConditionModel, SpectralUNet2DModel
 from slimdpm.cli.main import app
 from slimdpm.method.inherit import inheritable, inherited_weights
-from slimdpm.method.networks import example_inputs
+from slimdpm.method.networks import build, example_inputs
+from slimdpm.method.slimming import Budget, plan_student
 from slimdpm.recipe_file import load_recipe
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.training.plan import plan_job
@@ -54,6 +55,19 @@ def test_a_student_of_the_teachers_config_is_the_teacher(case):
     assert inherit(teacher, student) == set()
     one, other = outputs(teacher, student)
     torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["plain", "resnet", "condition"])
+def test_a_plain_student_of_full_width_is_the_teacher_bit_for_bit(case):
+    """As it is planned: with the teacher's groups, heads, time embedding and its own resampling."""
+    network, config = CASES[case]
+    config = {**config, "block_out_channels": (8, 16)}  # two channels in a group, fewer than are planned
+    teacher = network(**config, **({"time_embedding_dim": 24} if case == "condition" else {}))
+    plan = plan_student({**teacher.config, "_class_name": network.__name__}, Budget(width=8), kind="plain")
+    student = build(plan.config)
+    assert type(student) is network and inherit(teacher, student) == set()
+    one, other = outputs(teacher, student)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("width", [(16, 32), (8, 16)])
@@ -206,10 +220,9 @@ def run(folder, data, **settings):
 def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder, image_folder):
     teacher = UNet2DModel.from_pretrained(teacher_folder / "unet")
     student = UNet2DModel.from_config(teacher.config, block_out_channels=(8, 16), norm_num_groups=2)
-    settings = {"task": task, "teacher": str(teacher_folder), "student.kind": "lite"}
-    started = run(
-        tmp_path / "still", image_folder, **settings, **{"train.steps": 1}
-    )  # at a learning rate that moves nothing
+    settings = {"task": task, "teacher": str(teacher_folder), "student.kind": "plain"}
+    # At a learning rate that moves nothing.
+    started = run(tmp_path / "still", image_folder, **settings, **{"train.steps": 1})
     expected = inherited_weights(teacher, student)
     assert started.keys() == expected.keys()
     assert all(torch.allclose(started[name], expected[name], atol=1e-6) for name in expected)
@@ -222,6 +235,11 @@ def test_a_run_starts_there_and_resumes_elsewhere(task, tmp_path, teacher_folder
     assert any(not torch.allclose(straight[name], expected[name], atol=1e-3) for name in straight)
     with pytest.raises(SlimdpmError, match=r"student\.init differs"):
         run(tmp_path / "stopped", image_folder, **{**settings, "student.init": "random"})
+    file = tmp_path / "stopped/recipe.yaml"
+    named = {"slim": "kind: plain", "train": "kind: lite"}[task]
+    assert named in file.read_text()
+    file.write_text(file.read_text().replace(named, "kind: lite"))  # as an earlier version called both
+    run(tmp_path / "stopped", image_folder, **{**settings, "student.kind": "lite"})
 
 
 @pytest.mark.slow

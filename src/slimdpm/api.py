@@ -33,6 +33,7 @@ def slim(
     max_params: float | str | None = None,
     speedup: float | None = None,
     max_ms: float | None = None,
+    plain: bool = False,
     init: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
@@ -56,6 +57,7 @@ def slim(
         speedup: how many times faster than the teacher one call of it shall be; candidates of several widths and
             depths are measured on this machine.
         max_ms: milliseconds of one call at most, measured in the same way.
+        plain: a student without wavelet gates: a U-Net of diffusers, which loads without slimdpm.
         init: its first weights, ``"teacher"`` or ``"random"``.
         steps: optimiser steps.
         size: of the images in pixels, a number or ``(height, width)``; by default the teacher's.
@@ -70,7 +72,7 @@ def slim(
         SlimdpmError: for whatever the user can mend; its text says what.
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
     rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
     return _run(output, progress, "slim", teacher, data, student, **rest)
 

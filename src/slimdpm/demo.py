@@ -139,5 +139,6 @@ def _report(job: Job, entries: list[Entry], folder: Path) -> Report:
             **machine_facts(),
         },
         recipe=recipe.to_yaml(),
+        card=job.card(),
         student=str(folder / "spectral" / "student"),
     )

@@ -237,6 +237,11 @@ class SampleRecipe(Section):
     """scale of classifier-free guidance; 1 is none; by default the pipeline's"""
 
 
+def _kind(task: str, kind: str | None) -> str | None:
+    """What a student is called: without gates by what it learns from."""
+    return kind if kind in (None, "spectral") else {"slim": "plain", "train": "lite"}[task]
+
+
 class Recipe(Section):
     """One run of ``slimdpm slim`` (a teacher is distilled) or ``slimdpm train`` (on the images alone)."""
 
@@ -266,7 +271,7 @@ class Recipe(Section):
         """The recipe with every default filled in that depends on the task, on the teacher (its name, whether a
         student can inherit its weights, its images' size) or on the data (prompts)."""
         slim, student, samples = self.task == "slim", self.student, self.samples
-        kind = student.kind or ("spectral" if slim else "lite")
+        kind = _kind(self.task, student.kind or ("spectral" if slim else "lite"))
         init = student.init or ("teacher" if slim and inherits else "random")
         free = slim and not student.budgets and "block_out_channels" not in student.overrides
         ratio = DEFAULT_RATIO if free else student.ratio
@@ -279,6 +284,12 @@ class Recipe(Section):
         }
         changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
         return self.model_copy(update={**changed, "teacher": teacher or self.teacher})
+
+    @property
+    def renamed(self) -> Recipe:
+        """The recipe of a run of an earlier version, whose distilled students without gates were called `lite`, too."""
+        kind = _kind(self.task, self.student.kind)
+        return self.model_copy(update={"student": self.student.model_copy(update={"kind": kind})})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

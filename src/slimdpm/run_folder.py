@@ -115,7 +115,7 @@ class RunFolder:
         """The recipe that the run was started with. Raises `SlimdpmError` if the folder holds no run."""
         if not self.recipe_file.is_file():
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
-        recipe = read_recipe(self.recipe_file)
+        recipe = read_recipe(self.recipe_file).renamed
         if recipe.distill.reuse is None:  # begun before answers could be kept
             distill = recipe.distill.model_copy(update={"reuse": 1})
             recipe = recipe.model_copy(update={"distill": distill})

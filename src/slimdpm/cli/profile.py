@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Annotated, Any
 
 import typer
@@ -91,18 +92,16 @@ def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[s
 
 
 def _students(teacher: Any, ratios: Sequence[float]) -> list[Any]:
-    """The students that ``slimdpm slim`` would make of a network."""
+    """The students that ``slimdpm slim`` would make of a network, gated and plain."""
     from slimdpm.method.inherit import MIXING
     from slimdpm.method.slimming import Budget, plan_student
 
-    plans = {
-        ratio: plan_student(teacher.config, Budget(ratio=ratio), overrides=MIXING, tokens=teacher.tokens)
-        for ratio in ratios
-    }
-    return [
-        replace(teacher, name=f"÷ {ratio:g}", config=plan.config, note=f"student of {teacher.name}")
-        for ratio, plan in plans.items()
-    ]
+    students = []
+    for ratio, (kind, overrides) in product(ratios, {"spectral": MIXING, "plain": {}}.items()):
+        plan = plan_student(teacher.config, Budget(ratio=ratio), kind=kind, overrides=overrides, tokens=teacher.tokens)
+        name = f"÷ {ratio:g}" + (", plain" if kind == "plain" else "")
+        students.append(replace(teacher, name=name, config=plan.config, note=f"student of {teacher.name}"))
+    return students
 
 
 def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None) -> list[Any]:

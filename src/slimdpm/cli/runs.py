@@ -31,6 +31,10 @@ Speedup = Annotated[
     typer.Option(help="Times faster than the teacher, measured on this machine: chooses widths and depth."),
 ]
 MaxMs = Annotated[float | None, typer.Option(help="Milliseconds of one call of the network at most, in the same way.")]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="No wavelet gates: a student that is a U-Net of diffusers and loads without slimdpm."),
+]
 Init = Annotated[
     Literal["random", "teacher"] | None,
     typer.Option(
@@ -65,6 +69,7 @@ def slim(
     max_params: MaxParams = None,
     speedup: Speedup = None,
     max_ms: MaxMs = None,
+    plain: Plain = False,
     init: Init = None,
     steps: Steps = None,
     size: Size = None,
@@ -86,7 +91,7 @@ def slim(
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
     _start(
         output,
         dry_run,

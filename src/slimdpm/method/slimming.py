@@ -22,7 +22,7 @@ SPECTRAL_CLASS = {
     "UNet2DModel": "SpectralUNet2DModel",
     "UNet2DConditionModel": "SpectralUNet2DConditionModel",
 }
-LITE_CLASS = {spectral: plain for plain, spectral in SPECTRAL_CLASS.items()}
+PLAIN_CLASS = {spectral: plain for plain, spectral in SPECTRAL_CLASS.items()}
 # Of a level, the first that the budget allows: full resolution needs them (docs/method.md).
 MIN_CHANNELS = (16, 12, 8)
 # Those of NCSN++ and of the k-diffusion networks bind their widths and groups in other ways.
@@ -80,7 +80,7 @@ def plan_student(
 
     Args:
         teacher: a diffusers U-Net config with its ``_class_name``.
-        kind: ``"spectral"`` (wavelet-gated resampling) or ``"lite"`` (the teacher's own resampling).
+        kind: ``"spectral"`` (wavelet-gated resampling), or the teacher's own resampling: ``"plain"``, ``"lite"``.
         overrides: config values that the student takes instead of the teacher's, for example ``layers_per_block``.
         size: input size in latent pixels if the config has no ``sample_size``.
         tokens: length of the conditioning sequence, for the count.
@@ -125,7 +125,7 @@ def plan_student(
 def student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's config with the student's class and overrides, its widths still to be set."""
     name = teacher.get("_class_name", "")
-    plain = LITE_CLASS.get(name, name)
+    plain = PLAIN_CLASS.get(name, name)
     config = {k: v for k, v in teacher.items() if not k.startswith("_")}
     if plain == "FixedHeadsUNet2DModel":  # its students have heads of one size
         plain = "UNet2DModel"
@@ -137,7 +137,7 @@ def student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, 
         strange.append(f"a {config['time_embedding_type']} time embedding")
     if strange:
         raise SlimdpmError(f"a {name} with {', '.join(strange)} cannot be slimmed: slimdpm plans no widths for it")
-    if kind == "lite":
+    if kind != "spectral":
         config = {k: v for k, v in config.items() if not k.startswith("wavelet_")}
     return {**config, **overrides, "_class_name": SPECTRAL_CLASS[plain] if kind == "spectral" else plain}
 
@@ -230,6 +230,8 @@ def _config_of_width(base: Mapping[str, Any], width: int) -> dict[str, Any]:
     exact = all(c * width % widths[0] == 0 for c in widths)
     for grain in granularities(base):
         legal = all(c % step == 0 for c, step in zip(channels, grain.steps(base), strict=True))
+        if exact and legal and channels == list(widths):  # the teacher's own, with its groups and heads
+            return {**base, "block_out_channels": channels}
         if exact and legal and min(channels) >= GROUP * grain.groups:
             return with_widths(base, channels, grain)
     step = math.lcm(*next(iter(reversed(list(granularities(base))))).steps(base))

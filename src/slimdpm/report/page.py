@@ -13,7 +13,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from PIL import Image
 
-from slimdpm.conditioning import Unconditional
 from slimdpm.data.images import grid, zoom_for
 from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import DenoisingErrors
@@ -57,8 +56,8 @@ class Report:
     real: np.ndarray  # uint8 (N, H, W, C), for the spectrum
     facts: Mapping[str, str]
     recipe: str
-    student: str | None = None  # the folder to load
-    card: Mapping[str, str] = field(default_factory=lambda: Unconditional().card())  # how
+    card: Mapping[str, str] = field(default_factory=dict)  # how a student is loaded
+    student: str | None = None  # its folder
     analysis: str = ""  # HTML of `slimdpm analyze`
     notes: Sequence[str] = field(default_factory=tuple)
 

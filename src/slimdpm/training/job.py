@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
@@ -80,6 +81,11 @@ class Job:
         if self.origin is None:
             return "random"
         return "; ".join(["the teacher's most important channels", *left_out(self.origin.config, self.plan.config)])
+
+    def card(self) -> dict[str, str]:
+        """How the student is imported and called, for the pages that go with it; a plain one needs no slimdpm."""
+        plain = hasattr(diffusers, self.plan.config["_class_name"])
+        return {**self.shell.conditioning.card(), "first": "" if plain else "import slimdpm  # the U-Net's class\n"}
 
     def describe(self) -> list[str]:
         """What will run, in a few lines."""

@@ -59,7 +59,7 @@ def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Im
         facts=facts,
         recipe=recipe.to_yaml(),
         student=str(run.student),
-        card=results.shell.conditioning.card(),
+        card=results.job.card(),
         notes=[] if len(real) == len(chosen) else [f"{len(chosen) - len(real)} of the images cannot be read any more"],
         analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )

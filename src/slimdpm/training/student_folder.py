@@ -30,8 +30,7 @@ A slim diffusion pipeline made by slimdpm: the U-Net's weights are an exponentia
 moving average of its training.
 
 ```python
-import slimdpm  # the U-Net's class
-from {module} import {name}
+{first}from {module} import {name}
 
 images = {name}.from_pretrained("THIS FOLDER")({call}num_inference_steps=50).images
 ```
@@ -70,7 +69,7 @@ class Results:
             return
         with atomic_folder(self.run.student) as temporary:
             self.pipeline(weights).save_pretrained(temporary, max_shard_size="1TB")
-            (temporary / "README.md").write_text(_CARD.format(**self.shell.conditioning.card()), encoding="utf-8")
+            (temporary / "README.md").write_text(_CARD.format(**self.job.card()), encoding="utf-8")
 
     def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """A picture of samples at this step: each student's under the teacher's from the same noise."""
