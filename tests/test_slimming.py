@@ -16,6 +16,7 @@ from slimdpm.method.inherit import MIXING
 from slimdpm.method.networks import build, example_inputs
 from slimdpm.method.presets import PRESETS, find_network
 from slimdpm.method.slimming import Budget, plan_student, student_base
+from slimdpm.method.widths import proportional
 from slimdpm.system.errors import SlimdpmError
 
 TEACHER = {**TINY, "block_out_channels": (64, 128), "norm_num_groups": 16, "_class_name": "UNet2DModel"}
@@ -182,6 +183,21 @@ def test_heads_of_one_size_stay_that_size():
     }
     student = plan_student(config, Budget(width=128)).config
     assert student["attention_head_dim"] == [2, 4, 8, 8]
+
+
+def test_the_layout_of_stable_diffusion_is_one_width_with_its_groups_and_heads():
+    config = PRESETS["sd-v1"].config
+    found = [rung["block_out_channels"] for rung in proportional(student_base(config, "plain", {}))]
+    assert found == [[n, 2 * n, 4 * n, 4 * n] for n in range(32, 321, 32)]
+    plan = plan_student(config, Budget(ratio=12), kind="plain", layout="sd")
+    assert plan.config["block_out_channels"] == [64, 128, 256, 256] and plan.ratio >= 12
+    assert plan.config["norm_num_groups"] == 32 and plan.config["attention_head_dim"] == 8
+    wider = plan_student(config, Budget(width=96), kind="plain", layout="sd")
+    assert wider.ratio < 12 and wider.config["block_out_channels"] == [96, 192, 384, 384]
+    with pytest.raises(SlimdpmError, match="in its layout; try 64 or 96"):
+        plan_student(config, Budget(width=72), kind="plain", layout="sd")
+    with pytest.raises(SlimdpmError, match="the slimmest student of this teacher has 96.0 times fewer"):
+        plan_student(config, Budget(ratio=500), kind="plain", layout="sd")
 
 
 @pytest.mark.slow

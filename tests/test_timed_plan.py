@@ -19,6 +19,7 @@ from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.networks import build, example_inputs, once_per_config
 from slimdpm.method.slimming import student_base
 from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time, widths
+from slimdpm.method.widths import proportional
 from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
@@ -95,6 +96,14 @@ def test_a_machine_that_turns_busy_is_believed_at_the_end():
 def test_what_the_user_fixes_of_the_depth_stays():
     found = plan_in_time(DEEP, TimeBudget(speedup=3), watch, overrides={"layers_per_block": 2, "add_attention": True})
     assert found.config["layers_per_block"] == 2 and found.config["add_attention"]
+
+
+def test_in_the_layout_of_single_files_the_depth_stays_and_one_width_is_chosen():
+    found = plan_in_time(DEEP, TimeBudget(speedup=3), watch, kind="plain", layout="sd")
+    shapes = [config["block_out_channels"] for config in proportional(student_base(DEEP, "plain", {}))]
+    assert found.config["block_out_channels"] in shapes and len(shapes) > 1
+    assert found.config["layers_per_block"] == DEEP["layers_per_block"]
+    assert found.student_seconds <= seconds(DEEP) / 3
 
 
 def test_depths_by_hand():

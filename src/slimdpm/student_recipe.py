@@ -65,6 +65,9 @@ class StudentRecipe(Section):
     timed: TimedStudent | None = None
     """what `speedup` or `max_ms` chose and where it was measured; written into the run's recipe, and a recipe that has
     it gives the same student on any machine"""
+    layout: Literal["sd"] | None = None
+    """`sd`: one width times the teacher's proportions, with its norm groups, heads and depth, so that a student without
+    gates fits a single file of Stable Diffusion in its original layout"""
     overrides: dict[str, Any] = Field({})
     """values of the diffusers config, among them `layers_per_block`, `wavelet_expansion`, `wavelet_down_mix`,
     `wavelet_gate_reduction`, `wavelet_gate_init`"""
@@ -80,6 +83,8 @@ class StudentRecipe(Section):
             raise ValueError(f"give one budget, not {' and '.join(self.budgets)}")
         if self.in_time and "block_out_channels" in self.overrides:
             raise ValueError(f"{self.budgets[0]} chooses the widths: leave block_out_channels out of the overrides")
+        if self.layout is not None and "block_out_channels" in self.overrides:
+            raise ValueError("layout chooses the widths: leave block_out_channels out of the overrides")
         if self.timed is not None and not self.in_time:
             raise ValueError("timed belongs to a budget in time: give speedup or max_ms with it, or leave it out")
         return self

@@ -17,7 +17,8 @@ import torch
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.depth import DEPTH, depths
 from slimdpm.method.latency import brief_latencies, random_network
-from slimdpm.method.slimming import MIN_CHANNELS, granularities, ladder, student_base, with_widths
+from slimdpm.method.slimming import MIN_CHANNELS, student_base
+from slimdpm.method.widths import granularities, ladder, proportional, with_widths
 from slimdpm.system.errors import SlimdpmError
 
 Config = Mapping[str, Any]
@@ -90,6 +91,7 @@ def plan_in_time(
     kind: str = "spectral",
     overrides: Config | None = None,
     tokens: int = 77,
+    layout: str | None = None,
 ) -> TimedPlan:
     """The student of the teacher's levels that does most within a time.
 
@@ -102,14 +104,18 @@ def plan_in_time(
         machine: what the message of an error calls the place where that measures.
         kind, overrides, tokens: see `slimdpm.method.slimming.plan_student`; what is overridden of a
             network's depth stays as it is.
+        layout: ``"sd"`` keeps the teacher's depth and takes a width from `slimdpm.method.widths.proportional`.
 
     Raises:
         SlimdpmError: if no student is fast enough; the message says what the fastest takes.
     """
     overrides = overrides or {}
     base = student_base(teacher, kind, overrides)
-    ways = depths(base, frozenset(key for key in DEPTH if key in overrides))
-    searches = [_Search(rungs) for config in ways if (rungs := widths(config))]
+    if layout == "sd":
+        searches = [_Search(proportional(base))]
+    else:
+        ways = depths(base, frozenset(key for key in DEPTH if key in overrides))
+        searches = [_Search(rungs) for config in ways if (rungs := widths(config))]
     theirs, _ = watch([])
     while open_ones := [search for search in searches if search.open]:
         probes = [search.probe(budget.limit(theirs) / theirs) for search in open_ones]

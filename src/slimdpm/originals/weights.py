@@ -100,6 +100,24 @@ class Weights:
             raise SlimdpmError(f"{complaint}: {'; '.join(problems)}")
 
 
+def original_tensors(model: nn.Module, sources: Sources, prefix: str) -> dict[str, Tensor]:
+    """A network's weights under their original names: what `Weights.fill` reads, written.
+
+    Args:
+        sources: without fused layers.
+
+    Raises:
+        SlimdpmError: for a module that has no original name.
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        if module not in sources:
+            raise SlimdpmError(f"its {type(model).__name__} has a {module}, for which the original has no name")
+        found[f"{prefix}{sources[module]}.{leaf}"] = tensor
+    return found
+
+
 def ema_name(name: str) -> str:
     """Where the running average of a weight lies: a buffer's name may have no dots, so LitEma leaves them out."""
     return "model_ema." + name.removeprefix("model.").replace(".", "")

@@ -71,6 +71,8 @@ def plan_job(
         prompts=shell.conditioning.examples(conditions, recipe.samples.seed),
     )
     _check_process(recipe, shell)
+    if recipe.student.layout is not None and recipe.student.kind == "spectral":
+        raise SlimdpmError("student.layout is of single files, which have no room for wavelet gates: add --plain")
     return _design(recipe, found, shell, base, source, conditions, display or Display())
 
 
@@ -186,7 +188,15 @@ def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | N
             cost = measure(config, tokens=tokens)
             plan = Plan(config, cost, reference or cost)
         else:
-            plan = plan_student(base, budget, kind=s.kind, overrides=s.fixed, tokens=tokens, reference=reference)
+            plan = plan_student(
+                base,
+                budget,
+                kind=s.kind,
+                overrides=s.fixed,
+                tokens=tokens,
+                reference=reference,
+                layout=s.layout,
+            )
     known = known_settings(plan.config)
     for key in s.fixed.keys() - known:  # diffusers would leave it out without a word
         hint = f"; did you mean {close[0]}?" if (close := get_close_matches(key, known, n=1)) else ""

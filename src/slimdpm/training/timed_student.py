@@ -66,6 +66,7 @@ def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display:
         kind=student.kind,
         overrides=student.overrides,
         tokens=tokens,
+        layout=student.layout,
     )
     before = student_base(base, student.kind, student.overrides)
     changed = {key: value for key, value in found.config.items() if before.get(key) != value}
