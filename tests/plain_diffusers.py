@@ -1,10 +1,12 @@
-"""What plain diffusers makes of saved students: run by itself it cannot import slimdpm, see test_plain.py.
+"""What plain diffusers makes of saved students: run by itself it cannot import slimdpm.
 
-python tests/plain_diffusers.py FOLDER OUTPUT.npz
+python tests/plain_diffusers.py FOLDER OUTPUT.npz    # of plain students, see test_plain.py
+python tests/plain_diffusers.py FOLDER OUTPUT.npz --trust    # of folders that bring their code, see test_other_tools.py
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ CALLS: dict[str, dict[str, Any]] = {  # of each student by the name of its folde
     "latents": {"batch_size": 2},
     "text": {"prompt": ["a", "b"], "guidance_scale": 2.0},
 }
+WITH_CODE = CALLS | {name: {"class_labels": [0, 2], "guidance_scale": 2.0} for name in ("class", "token")}
 COMMON = {"num_inference_steps": 2, "output_type": "np"}
 
 
@@ -24,9 +27,9 @@ def images(pipeline: Any, **call: Any) -> np.ndarray:
     return pipeline(**call, **COMMON, generator=torch.Generator().manual_seed(5)).images
 
 
-def samples(root: Path, load: Callable[[Path], Any]) -> dict[str, np.ndarray]:
+def samples(root: Path, load: Callable[[Path], Any], calls: dict[str, Any] = CALLS) -> dict[str, np.ndarray]:
     """Images of the students in a folder."""
-    return {name: images(load(root / name), **call) for name, call in CALLS.items()}
+    return {name: images(load(root / name), **call) for name, call in calls.items()}
 
 
 def tools(root: Path) -> dict[str, np.ndarray]:
@@ -66,4 +69,9 @@ if __name__ == "__main__":
     from diffusers import DiffusionPipeline
 
     folder = Path(sys.argv[1])
-    np.savez(sys.argv[2], **samples(folder, DiffusionPipeline.from_pretrained), **tools(folder))
+    if sys.argv[3:] == ["--trust"]:
+        trusting = partial(DiffusionPipeline.from_pretrained, trust_remote_code=True)
+        made = samples(folder, trusting, WITH_CODE)
+    else:
+        made = samples(folder, DiffusionPipeline.from_pretrained) | tools(folder)
+    np.savez(sys.argv[2], **made)

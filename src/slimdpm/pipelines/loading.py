@@ -69,6 +69,8 @@ _RENAMED = {
     "CLIPImageProcessorPil": "CLIPImageProcessor",  # as transformers 5 saves it where there is no torchvision
 }
 _U_NETS = ("UNet2DModel", "UNetUnconditionalModel", "UNet2DConditionModel")
+# Modules of code that an exported folder carries for those who have no slimdpm: here its own classes stand for them.
+HUB_UNET, HUB_PIPELINE = "slimdpm_unet", "slimdpm_pipeline"
 _OUR_U_NETS = ("SpectralUNet2DModel", "SpectralUNet2DConditionModel", "FixedHeadsUNet2DModel")
 # The first DiTs name a class that diffusers has since split: it still loads them through it.
 _TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")
@@ -77,7 +79,7 @@ _TEXT_ENCODERS: _Classes = {"transformers": ("CLIPTextModel", "CLIPTextModelWith
 _TOKENIZERS: _Classes = {"transformers": ("CLIPTokenizer", "CLIPTokenizerFast")}
 _AUTOENCODERS: _Classes = {"diffusers": AUTOENCODERS}
 _PARTS: dict[str, _Classes] = {  # what each may be
-    "unet": {"diffusers": _U_NETS, "slimdpm.unet": _OUR_U_NETS},
+    "unet": {"diffusers": _U_NETS, "slimdpm.unet": _OUR_U_NETS, HUB_UNET: _OUR_U_NETS},
     "transformer": {"diffusers": _TRANSFORMERS},
     "vae": _AUTOENCODERS,
     "vqvae": _AUTOENCODERS,
@@ -85,6 +87,7 @@ _PARTS: dict[str, _Classes] = {  # what each may be
     "class_embedder": {
         "slimdpm.unet": ("ClassEmbedder",),
         "slimdpm.pipelines": ("ClassEmbedder",),  # of older folders
+        HUB_UNET: ("ClassEmbedder",),
     },
     "text_encoder": _TEXT_ENCODERS,
     "text_encoder_2": _TEXT_ENCODERS,
@@ -131,6 +134,8 @@ def checked_index(folder: Path, source: str | Path = "") -> Index:
     source = source or folder
     index = read_config(folder / "model_index.json")
     name = _RENAMED.get(str(index.get("_class_name")), index.get("_class_name"))
+    if name == [HUB_PIPELINE, "ClassConditionalLDMPipeline"]:
+        name = name[1]
     if name not in PIPELINES:
         raise unsupported(f"{source} is a {name}", name)
     if name in TEXT_TO_IMAGE and not is_transformers_available():
@@ -147,7 +152,9 @@ def checked_index(folder: Path, source: str | Path = "") -> Index:
             if named not in _PARTS.get(part, {}).get(library, ()):
                 raise SlimdpmError(f"the {part} of {source} is a {named} of {library}, which is not supported")
             parts[part] = _class_of(library, named)
-            if (place(folder, part) / f"{library}.py").exists():  # some versions of diffusers run it
+            if (
+                library != HUB_UNET and (place(folder, part) / f"{library}.py").exists()
+            ):  # some versions of diffusers run it
                 raise SlimdpmError(f"{source} holds code: remove {part}/{library}.py")
     for file in (*folder.glob("*config*.json"), *folder.glob("*/*config*.json")):
         try:

@@ -187,7 +187,8 @@ def check_weights(source: object, tensors: Mapping[str, Tensor]) -> None:
         if tensor.dtype not in _WEIGHTS:
             raise SlimdpmError(f"{source}: {name} is of {tensor.dtype}, and no weight of the network")
         if tensor.numel() and not tensor.is_meta:
-            least, largest = tensor.detach().aminmax()  # both are nan if one number is
+            # Both are nan if one number is. In half precision `most` itself would be infinite.
+            least, largest = (bound.double() for bound in tensor.detach().aminmax())
             if not (least >= -most and largest <= most):
                 raise SlimdpmError(f"{source}: {name} holds numbers that are not finite")
 
