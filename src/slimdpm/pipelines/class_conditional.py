@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import diffusers
 import torch
@@ -29,22 +28,15 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         scheduler: any that diffusers' latent pipelines take.
         vqvae: a `VQModel` or `AutoencoderKL`; None in pixel space.
         class_embedder: for a U-Net with cross-attention.
-        null_class: of a U-Net that embeds classes itself, the one that stands for no class; None allows no guidance.
+        null_class: number, of a U-Net that embeds classes itself, that stands for no class; None allows no guidance.
         id2label: the names of the classes by their numbers, as in diffusers' `DiTPipeline`.
     """
 
     model_cpu_offload_seq = "class_embedder->unet->vqvae"
     _optional_components = ["vqvae", "class_embedder"]  # noqa: RUF012 -- diffusers' own form
 
-    def __init__(
-        self,
-        unet: Any,
-        scheduler: Any,
-        vqvae: Any = None,
-        class_embedder: Any = None,
-        null_class: int | None = None,
-        id2label: dict[int, str] | None = None,
-    ):
+    # Without annotations: diffusers compares what it loads with them, and up to 0.35 fails at those that are text.
+    def __init__(self, unet, scheduler, vqvae=None, class_embedder=None, null_class=None, id2label=None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vqvae=vqvae, class_embedder=class_embedder)
         self.register_to_config(null_class=null_class, id2label=id2label)
