@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = {
     "train.batch_size": 2, "train.trackers": [], "samples.count": 1, "samples.steps": 2, "data.workers": 0,
-    "data.size": 32,
+    "data.size": 32, "train.sample_every": 0,
 }  # fmt: skip
 
 

@@ -41,6 +41,8 @@ def pipeline():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS, "KDPM2DiscreteScheduler"])
 def test_an_image_does_not_depend_on_its_batch(pipeline, scheduler):
+    # Some schedulers go through all timesteps whenever they are made: here there are few.
+    pipeline = DDPMPipeline(pipeline.unet, DDPMScheduler(100, beta_start=0.001, beta_end=0.2))
     whole = sample_images(pipeline, 3, steps=5, scheduler=scheduler, seed=3, batch_size=3)
     parts = sample_images(pipeline, 3, steps=5, scheduler=scheduler, seed=3, batch_size=2)
     alone = next(sample_batches(pipeline, range(1, 2), steps=5, scheduler=scheduler, seed=3))

@@ -37,6 +37,7 @@ QUICK = [
     "train.steps=2",
     "train.batch_size=4",
     "train.trackers=[]",
+    "train.sample_every=0",
     "samples.count=2",
     "samples.steps=2",
 ]
