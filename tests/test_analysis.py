@@ -27,7 +27,7 @@ from slimdpm.wavelet import WaveletGate
 def planted(slope, size, level=1e-2):
     """Crops of larger random fields of power ``level · f^slope``: like photographs, they do not repeat at the edges."""
     rng = np.random.default_rng(0)
-    count = 200 * 32 // size
+    count = 80 * 32 // size
     whole = 4 * size
     radius = np.hypot(np.fft.fftfreq(whole)[:, None], np.fft.rfftfreq(whole)[None])
     radius[0, 0] = np.inf

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def students():
-    """Both, to be trained for twenty steps."""
-    recipe = demo_recipe(steps=20)
+    """Both, to be trained for twelve steps."""
+    recipe = demo_recipe(steps=12)
     return {"lite": plan_job(lite_recipe(recipe)), "spectral": plan_job(recipe)}
 
 
@@ -51,7 +51,7 @@ def crops(source):
     return to_model_range(torch.from_numpy(source.images).permute(0, 3, 1, 2))
 
 
-def test_after_twenty_steps_spectral_has_half_the_error_of_lite_in_the_upper_half(students, tmp_path):
+def test_after_twelve_steps_spectral_has_half_the_error_of_lite_in_the_upper_half(students, tmp_path):
     few, upper = Arrays(demo_source("held-out").images[::8], "few"), {}
     for name, job in students.items():
         student = run_job(job, tmp_path / name, report=False)

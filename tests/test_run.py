@@ -157,7 +157,9 @@ def test_a_step_happens_on_one_device(kind, tmp_path, teacher_folder, data, monk
     """With all networks on the meta device, which refuses what was left on the processor."""
     make = TEACHERS[kind]
     teacher = make(tmp_path) if make else teacher_folder
-    planned = job(teacher, data, "data.cache=false", "train.batch_size=4", "train.snr_gamma=5", "train.steps=1")
+    pairs = "auto" if kind in ("pixels", "text") else "none"  # the features know nothing of what is beside the sample
+    settings = ("data.cache=false", "train.batch_size=4", "train.snr_gamma=5", "train.steps=1")
+    planned = job(teacher, data, *settings, f"distill.pairs={pairs}")
     folder, adam, losses, places = RunFolder(tmp_path / "run"), torch.optim.AdamW, Distiller.losses, set()
 
     def noted(self, *args, **options):  # an embedding on the meta device would take labels from anywhere
