@@ -52,6 +52,11 @@ def brief_reports():
 
 
 @pytest.fixture
+def no_figures(brief_reports):
+    """As reports are now everywhere."""
+
+
+@pytest.fixture
 def any_memory(monkeypatch):
     """A dry run without the step that it imagines, which takes seconds: for tests that look at something else."""
     from slimdpm.training import dry_run
