@@ -83,6 +83,14 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
         assert words in said
 
 
+def test_the_command_for_a_plain_student(outline_folder, image_folder, tmp_path):
+    command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--plain", "--dry-run"]
+    for budget in (["--ratio", "3"], ["--width", "8"], ["--max-macs", "3M"], ["--max-params", "60K"]):
+        values = json.loads(invoke(*command, *budget, "--json"))
+        assert values["student"]["class"] == "UNet2DModel" and values["recipe"]["student"]["kind"] == "plain"
+        assert values["first_weights"] == "teacher"
+
+
 def test_the_plan_without_weights_is_the_plan_with_them(teacher_folder, outline_folder, tmp_path):
     values = {"data": {"path": "x"}, "student": {"ratio": 3}}
     jobs = [

@@ -22,6 +22,30 @@ def test_the_config_of_a_network_to_train_says_which(gone, tmp_path, image_folde
         plan_job(load_recipe(None, settings))
 
 
+def test_kind_and_layout_of_a_student(teacher_folder, image_folder):
+    """What a network without gates is called follows from what it learns from; single files have no room for gates."""
+
+    def planned(**settings):
+        values = {"teacher": str(teacher_folder), "data": {"path": str(image_folder)}, "student": {"width": 8}}
+        return plan_job(load_recipe(None, TRIAL, values=values, settings=settings), weights=False)
+
+    kinds = {
+        "plain": ("slim", "UNet2DModel"),
+        "lite": ("train", "UNet2DModel"),
+        "spectral": ("slim", "SpectralUNet2DModel"),
+    }
+    for kind, (task, network) in kinds.items():
+        for given in {kind, *(("plain", "lite") if kind != "spectral" else ())}:
+            job = planned(task=task, **{"student.kind": given})
+            assert (job.recipe.student.kind, job.plan.config["_class_name"]) == (kind, network)
+            assert ("wavelet_down_mix" in job.recipe.student.overrides) is (kind == "spectral")
+            assert bool(job.card()["first"]) is (kind == "spectral")
+    with pytest.raises(SlimdpmError, match=r"have no room for wavelet gates: add --plain"):
+        planned(**{"student.layout": "sd"})
+    kept = planned(**{"student.layout": "sd", "student.kind": "plain"}).plan.config
+    assert kept["block_out_channels"] == [8, 16] and kept["norm_num_groups"] == TINY["norm_num_groups"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,7 +1,9 @@
 """Budgets in time: the choice against all there is to choose from, by a clock that is a formula; and what keeps it."""
 
 import json
+import os
 import re
+import time
 from collections import defaultdict
 
 import pytest
@@ -11,6 +13,7 @@ from helpers import TINY, TINY_CONDITION, TINY_RESNET, TRIAL, command, launch
 from torch import nn
 from typer.testing import CliRunner
 
+from slimdpm import run_folder
 from slimdpm.cli.main import app
 from slimdpm.method import timed_plan
 from slimdpm.method.cost import WidthCounter, measure
@@ -259,6 +262,14 @@ def test_of_two_processes_one_measures(teacher_folder, image_folder, tmp_path):
             return true(*args)
 
         timed_student._timed = noted
+        check = RunFolder.check
+
+        def late(folder, recipe):  # the second process looks at the folder when the first could have begun in it
+            time.sleep(int(os.environ["RANK"]) / 2)
+            check(folder, recipe)
+
+        RunFolder.check = late
+        run_folder.remove_leftovers = lambda *_, **__: time.sleep(0.2)
 
     words = (teacher_folder, image_folder, "-o", tmp_path / "run", *options("train.steps=1"))
     both = launch(command("slim", *words, "--speedup", "1.5", before=before))

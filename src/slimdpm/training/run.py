@@ -52,6 +52,7 @@ def run_job(
     accelerator = make_accelerator(job.recipe, run)
     if not accelerator.is_main_process:
         display = Display()
+    accelerator.wait_for_everyone()  # what one begins in the folder another would not know as a run
     if accelerator.is_main_process:
         run.open(job.recipe)
     accelerator.wait_for_everyone()
