@@ -28,7 +28,11 @@ if "slimdpm_command" not in sys.modules:  # the command loads what it needs, whe
     # diffusers loads a saved student through `sys.modules["slimdpm.unet"]`.
     from slimdpm.unet import SpectralUNet2DConditionModel, SpectralUNet2DModel
 
-_LATE = {"analyze": "slimdpm.analysis.analyze", "evaluate": "slimdpm.metrics.evaluate"}  # they load matplotlib
+_LATE = {  # they load matplotlib, or what exports
+    "analyze": "slimdpm.analysis.analyze",
+    "evaluate": "slimdpm.metrics.evaluate",
+    "export_pipeline": "slimdpm.export.folder",
+}
 
 __all__ = [
     "PRESETS",
@@ -45,6 +49,7 @@ __all__ = [
     "TappedStudent",
     "analyze",
     "evaluate",
+    "export_pipeline",
     "load_pipeline",
     "load_recipe",
     "plan_student",

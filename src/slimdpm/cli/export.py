@@ -35,8 +35,7 @@ def export(
         python cat-onnx/generate.py -n 8 --seed 0 --steps 20 -o images
     """
     from slimdpm.cli.profile import numbers
-    from slimdpm.export.folder import Samplers, Weights
-    from slimdpm.export.folder import export as export_pipeline
+    from slimdpm.export.folder import Samplers, Weights, export_pipeline
 
     if half and int8:
         raise SlimdpmError("--half and --int8 exclude each other")

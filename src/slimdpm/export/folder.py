@@ -49,7 +49,7 @@ class Samplers:
     steps: tuple[int, ...] = STEPS
 
 
-def export(
+def export_pipeline(
     source: str,
     output: Path,
     *,

@@ -2,7 +2,7 @@
 
 U-Net          sample (B, C, H, W), timestep (1), [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample
 decoder        latent_sample (B, C, h, w), unscaled → sample (B, 3, H, W)
-encoder        sample (B, 3, H, W) → latent_parameters or latents
+encoder        sample (B, 3, H, W) → latent_parameters: means and log-variances (B, 2C, h, w)
 text encoder   input_ids (B, T) → last_hidden_state (B, T, D)
 """
 
@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from slimdpm.conditioning.text import Text
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.errors import SlimdpmError, first_line
+from slimdpm.system.sizes import sides
 
 OPSET = 18
 _BATCH = 2  # of the examples: a graph of 1 could be one for 1 alone
@@ -116,14 +119,22 @@ def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
         config = shell.autoencoder.config
         latents = torch.randn(_BATCH, *shell.shape)
         yield Graph("vae_decoder", _Decoder(shell.autoencoder), {"latent_sample": latents}, "sample", config)
-    encoder = getattr(getattr(shell.conditioning, "encoder", None), "text_encoder", None)
-    if encoder is not None:
-        if shell.parts.get("text_encoder_2") is not None:
-            raise SlimdpmError("Stable Diffusion XL cannot be exported yet: its two text encoders have no place")
-        tokens = torch.ones(_BATCH, shell.conditioning.tokens, dtype=torch.int32)
-        yield Graph(
-            "text_encoder", _TextEncoder(encoder), {"input_ids": tokens}, "last_hidden_state", encoder.config.to_dict()
-        )
+    if isinstance(shell.conditioning, Text):
+        yield from _of_text(shell, shell.conditioning)
+
+
+def _of_text(shell: Shell, conditioning: Text) -> Iterator[Graph]:
+    """What a text-to-image pipeline has besides; optimum asks for an encoder of images, too."""
+    if shell.parts.get("text_encoder_2") is not None:
+        raise SlimdpmError("Stable Diffusion XL cannot be exported yet: the runner knows one text encoder")
+    if isinstance(shell.autoencoder, AutoencoderKL):
+        images = torch.randn(_BATCH, shell.image_channels, *sides(shell.image_size))
+        module, config = _Encoder(shell.autoencoder), shell.autoencoder.config
+        yield Graph("vae_encoder", module, {"sample": images}, "latent_parameters", config)
+    encoder = conditioning.encoder.text_encoder
+    tokens = torch.ones(_BATCH, conditioning.tokens, dtype=torch.int32)
+    told = encoder.config.to_dict()
+    yield Graph("text_encoder", _TextEncoder(encoder), {"input_ids": tokens}, "last_hidden_state", told)
 
 
 def _denoiser(network: Any, shell: Shell) -> Graph:

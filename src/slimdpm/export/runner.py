@@ -154,13 +154,25 @@ def networks(folder: Path, manifest: dict, threads: int | None) -> Callable[[str
         name = at(manifest, place, kind=str)
         package = "openvino" if name.endswith(".xml") else "onnxruntime"
         try:
-            return (openvino if name.endswith(".xml") else onnx)(folder / name)
+            network = (openvino if name.endswith(".xml") else onnx)(folder / name)
         except ImportError:
             wrong(f"this folder needs the package {package}: pip install {package} numpy pillow")
         except Exception as error:
-            wrong(f"{folder / name} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}")
+            wrong(f"{folder / name} cannot be loaded: {_first_line(error)}")
+
+        def call(**inputs: np.ndarray) -> np.ndarray:
+            try:
+                return network(**inputs)
+            except Exception as error:
+                wrong(f"{folder / name} and the folder's other files do not fit: {_first_line(error)}")
+
+        return call
 
     return opened
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), repr(error))
 
 
 # Noise: PyTorch's, for each image a stream of its own.
@@ -197,12 +209,12 @@ def random_stream(seed: int, image: int) -> Callable[[tuple[int, ...]], np.ndarr
 
 def denoise(predict: Callable, table: dict, streams: list, shape: tuple[int, ...], told: Callable[[], None]) -> Any:
     """From noise to clean samples ``(B, C, H, W)``, step by step of the table."""
-    x = np.stack([draw(shape) for draw in streams]) * np.float32(table["start"])
+    x = np.stack([draw(shape) for draw in streams]) * np.float64(table["start"])
     memory: list[np.ndarray] = []
     longest = 1 + max((int(lag) for row in table["steps"] for lag in row["m"]), default=0)
     for row in table["steps"]:
-        given = x * np.float32(row["scale"])
-        e = predict(given, row["t"])
+        given = x * row["scale"]
+        e = predict(given.astype(np.float32), row["t"]).astype(np.float64)
         if e.shape != x.shape or not np.isfinite(e).all():
             wrong("the network's output is not finite or of another shape: it is damaged")
         if table["prediction"] == "epsilon":
@@ -218,9 +230,8 @@ def denoise(predict: Callable, table: dict, streams: list, shape: tuple[int, ...
         x = row["x"] * x + row["e"] * e + sum(value * memory[int(lag)] for lag, value in row["m"].items())
         if row["draws"]:
             x = x + row["n"] * np.stack([draw(shape) for draw in streams])
-        x = x.astype(np.float32)
         told()
-    return x
+    return x.astype(np.float32)
 
 
 # What the network is given besides: nothing, a class, a text.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,8 @@ def sampler_table(scheduler: Any, steps: int) -> SamplerTable:
     with blamed(f"{name} cannot be written as a table of {steps} steps"):
         trace = _trace(scheduler, steps, clip)
     best: tuple[float, SamplerTable | None] = (_WHOLE, None)
-    for memory, lags in _FORMS:
-        rows = _rows(trace, memory, lags)
+    for (memory, lags), told in product(_FORMS, (False, True) if clip is not None else (False,)):
+        rows = _rows(trace, memory, lags, with_output=told)
         if rows is not None:
             table = SamplerTable(float(scheduler.init_noise_sigma), trace.prediction, clip, memory, rows)
             best = min(best, (_strays(table, trace), table), key=lambda pair: pair[0])
@@ -214,13 +215,16 @@ def _drawn(before: torch.Tensor, generator: torch.Generator) -> Array | None:
     return _numbers(noise)
 
 
-def _rows(trace: _Trace, memory: str, lags: int) -> tuple[Step, ...] | None:
-    """The table with a memory that reaches so far back; None if some step is not linear in it."""
+def _rows(trace: _Trace, memory: str, lags: int, *, with_output: bool) -> tuple[Step, ...] | None:
+    """The table with a memory that reaches so far back; None if some step is not linear in it.
+
+    With the output itself beside the memory: DDIM goes back to the noise that it was told, not to the clipped one's.
+    """
     kept: list[Array] = []
     rows = []
     for moment in trace.moments:
         kept = [_remembered(moment, memory), *kept[: lags - 1]]
-        step = _fit(moment, kept, with_output=trace.clip is not None and memory != "output")
+        step = _fit(moment, kept, with_output=with_output)
         if step is None:
             return None
         rows.append(step)
@@ -236,10 +240,7 @@ def _remembered(moment: _Moment, memory: str) -> Array:
 
 
 def _fit(moment: _Moment, kept: Sequence[Array], *, with_output: bool) -> Step | None:
-    """The coefficients of a step, from most of the numbers and tried on the rest.
-
-    With the output itself beside the memory: DDIM goes back to the noise that it was told, not to the clipped one's.
-    """
+    """The coefficients of a step, from most of the numbers and tried on the rest."""
     columns: dict[Any, Array] = {"x": moment.x}
     columns |= {"e": moment.e} if with_output else {}
     columns |= {} if moment.noise is None else {"n": moment.noise}

@@ -1,0 +1,326 @@
+"""Pipelines that leave PyTorch: the table against diffusers' trajectories, the runner against `sample_images`."""
+
+import json
+import shutil
+import subprocess
+import sys
+from itertools import islice
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, VQModel
+from helpers import AUTOENCODER, CLASSES, NAMES, TINY, TINY_CONDITION, text_pipeline, tiny_tokenizer
+from PIL import Image
+
+from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, SpectralUNet2DModel, sample_images
+from slimdpm.export import runner
+from slimdpm.export.checks import check_graph
+from slimdpm.export.folder import Samplers, export_pipeline
+from slimdpm.export.graphs import graphs_of
+from slimdpm.export.sampler_table import sampler_table
+from slimdpm.export.storage import shrink
+from slimdpm.pipelines.denoise import denoise, image_generators
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.pipelines.sampling import SCHEDULERS
+from slimdpm.pipelines.shell import network_of, shell_of
+
+SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
+SMALL["up_block_types"] = ("UpBlock2D",) * 2
+NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
+STEPS = (1, 2, 4, 7, 20, 50)
+
+
+def network(prediction):
+    """One that no table knows: the clean sample that it finds bends, mixes pixels and leaves the range."""
+    alpha_bars = DDPMScheduler().alphas_cumprod.double().numpy()
+
+    def predict(x, t):
+        alpha = float(np.interp(float(t), np.arange(1000), alpha_bars)) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        clean = 1.4 * torch.tanh(0.7 * x + 0.5 * x.roll(1, -1) + float(t) / 2000)
+        return {"sample": clean, "epsilon": (x - alpha * clean) / sigma, "v_prediction": (alpha * x - clean) / sigma}[
+            prediction
+        ].to(x)
+
+    return predict
+
+
+def trajectory(scheduler, network, steps, noisy):
+    """diffusers' own way from the noise of image 0, and the largest number on it.
+
+    In float64 where no noise is added on the way: its numbers follow the type.
+    """
+    generators, largest = image_generators(3, range(1)), [scheduler.init_noise_sigma]
+    noise = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators])
+
+    def predict(x, t):
+        largest.append(x.abs().max().item())
+        return network(x, t)
+
+    made = denoise(predict, scheduler, noise.float() if noisy else noise.double(), steps, generators)
+    return made.numpy(), max(*largest, made.abs().max().item())
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_table_goes_diffusers_way(name, prediction, clip):
+    cls, options = SCHEDULERS[name]
+    config, tried = DDPMScheduler(prediction_type=prediction, clip_sample=clip).config, 0
+    for steps in (*STEPS, *([1000] if name in ("ddim", "euler") and not clip else [])):
+        scheduler = getattr(diffusers, cls).from_config(config, **options)
+        try:
+            wanted, largest = trajectory(scheduler, network(prediction), steps, noisy=name in NOISY)
+        except (ValueError, NotImplementedError):
+            continue  # so the scheduler cannot
+        made_table = sampler_table(getattr(diffusers, cls).from_config(config, **options), steps)
+        table = json.loads(json.dumps(made_table.as_json()))
+        streams = [runner.random_stream(3, 0)]
+
+        def outputs(x, t):
+            return network(prediction)(torch.from_numpy(x), t).numpy()
+
+        made = runner.denoise(outputs, table, streams, (3, 8, 8), lambda: None)
+        # The network is float32 here and float64 there. From the noisiest step alone ε is divided by a small alpha to
+        # find the clean sample, and Heun's second look at two steps divides by sigma: both magnify its rounding.
+        magnified = 5 if steps == 1 or (name, steps) == ("heun", 2) else 1
+        assert np.abs(made - wanted).max() <= magnified * 1e-5 * largest, (steps, table["memory"])
+        tried += 1
+    assert tried >= 4 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
+
+
+def test_what_is_no_table_is_refused_by_name():
+    with pytest.raises(SlimdpmError, match="thresholding is no table"):
+        sampler_table(DDIMScheduler(thresholding=True), 4)
+
+    class Bent(DDIMScheduler):
+        def step(self, model_output, timestep, sample, **options):
+            return (super().step(model_output, timestep, sample, **options)[0].tanh(),)
+
+    with pytest.raises(SlimdpmError, match="Bent cannot be exported: its steps are not linear"):
+        sampler_table(Bent(), 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7), (4, 4, 1)])
+def test_noise_is_pytorchs(shape):
+    for image in (0, 7, 10**6):
+        generator, draw = image_generators(11, [image])[0], runner.random_stream(11, image)
+        for _ in range(3):  # a stream goes on
+            expected = torch.randn((1, *shape), generator=generator)[0].numpy()
+            np.testing.assert_allclose(draw(shape), expected, atol=3e-6)
+
+
+def test_words_are_clips(tmp_path):
+    from slimdpm.export.folder import _words_of
+
+    tokenizer = tiny_tokenizer(tmp_path)
+    (tmp_path / "tokens.json").write_text(json.dumps(_words_of(tokenizer)))
+    words = runner.Words(tmp_path)
+    for text in ("a dress", "Two  Cats' 3d é_x!?", "it's <|endoftext|> ok", "", "x" * 40, "ça 日本\n12"):
+        wanted = tokenizer(text, padding="max_length", truncation=True, max_length=12).input_ids
+        assert words(text).tolist() == wanted, text
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A gated student of three classes, in the latents of an autoencoder."""
+    torch.manual_seed(2)
+    unet = SpectralUNet2DModel(**{**SMALL, "sample_size": 8}, num_class_embeds=4)
+    pipeline = ClassConditionalLDMPipeline(unet, DDIMScheduler(), VQModel(**AUTOENCODER), null_class=3, id2label=NAMES)
+    pipeline.save_pretrained(folder := tmp_path_factory.mktemp("class"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    export_pipeline(str(saved), folder, samplers=Samplers((None, "ddpm"), (3,)))
+    return folder
+
+
+def images(folder, output, *words):
+    assert runner.main(["-n", "3", "--seed", "5", "-o", str(output), *words], folder) == 0
+    return np.stack([np.asarray(Image.open(output / f"{i:05d}.png")) for i in range(3)])
+
+
+def mean_difference(first, second):
+    return np.abs(first.astype(int) - second).mean()
+
+
+@pytest.mark.slow
+def test_the_same_seed_makes_the_same_images(saved, exported, tmp_path):
+    pipeline, request = load_pipeline(saved), Request(classes=[CLASSES[2], 0], guidance=2)
+    for scheduler in ("ddim", "ddpm"):
+        words = ("--scheduler", scheduler, "--class", CLASSES[2], "--class", "0", "--guidance", "2")
+        made = images(exported, tmp_path / scheduler, *words)
+        wanted = sample_images(pipeline, 3, steps=3, scheduler=scheduler, seed=5, request=request)
+        assert mean_difference(made, wanted) <= 1 / 3 and wanted.std() > 20
+
+
+@pytest.mark.slow
+def test_a_text_pipeline_through_openvino(tmp_path):
+    torch.manual_seed(0)
+    pipeline = text_pipeline(tmp_path, DDPMScheduler(clip_sample=False))
+    config = {**TINY_CONDITION, "sample_size": 8, "block_out_channels": (8, 8)}
+    pipeline.register_modules(unet=type(pipeline.unet)(**config))
+    pipeline.save_pretrained(tmp_path / "saved")
+    export_pipeline(str(tmp_path / "saved"), tmp_path / "openvino", to="openvino", samplers=Samplers(("dpm++",), (3,)))
+    assert {f.name for f in (tmp_path / "openvino").iterdir() if f.is_dir()} == {
+        "unet", "vae_decoder", "vae_encoder", "text_encoder", "tokenizer", "scheduler"
+    }  # fmt: skip
+    made = images(tmp_path / "openvino", tmp_path / "made", "--prompt", "a coat", "--negative-prompt", "ugly")
+    request = Request(prompts=["a coat"], negative_prompt="ugly")
+    wanted = sample_images(load_pipeline(tmp_path / "saved"), 3, steps=3, scheduler="dpm++", seed=5, request=request)
+    assert mean_difference(made, wanted) <= 1 / 3 and wanted.std() > 20
+
+
+@pytest.mark.slow
+def test_the_folder_runs_without_torch_and_without_slimdpm(exported, tmp_path):
+    blocked = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'slimdpm', 'diffusers', 'transformers'])); "
+    )
+    words = f"sys.argv = ['generate.py', '-n', '2', '-o', {str(tmp_path / 'out')!r}]; "
+    run = f"runpy.run_path({str(exported / 'generate.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", blocked + words + run], capture_output=True, text=True)
+    assert done.returncode == 0 and "2 images in" in done.stdout, done.stderr
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00000.png", "00001.png"]
+
+
+def changed(folder, **values):
+    file = folder / "slimdpm.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def renamed(name):
+    def damage(folder):
+        manifest = json.loads((folder / "slimdpm.json").read_text())
+        changed(folder, unet=name, files={**manifest["files"], name: manifest["files"]["unet/model.onnx"]})
+
+    return damage
+
+
+def truncated(folder):
+    (folder / "unet" / "model.onnx").write_bytes((folder / "unet" / "model.onnx").read_bytes()[:-7])
+
+
+def swapped(folder):
+    file = folder / "unet" / "model.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def resealed(folder, name, text):
+    """A file with another content and the right digest: someone lies on purpose."""
+    import hashlib
+
+    (folder / name).write_bytes(text)
+    files = json.loads((folder / "slimdpm.json").read_text())["files"]
+    files[name] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    changed(folder, files=files)
+
+
+def nan(folder):
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(folder / "unet" / "model.onnx")
+    weights = max((t for t in model.graph.initializer if t.data_type == 1), key=lambda t: np.prod(t.dims))
+    weights.CopyFrom(numpy_helper.from_array(np.full(weights.dims, np.nan, np.float32), weights.name))
+    resealed(folder, "unet/model.onnx", model.SerializeToString())
+
+
+def table(**values):
+    def damage(folder):
+        tables = json.loads((folder / "sampler.json").read_text())
+        tables["schedulers"]["ddim"]["3"].update(values)
+        resealed(folder, "sampler.json", json.dumps(tables).encode())
+
+    return damage
+
+
+ROW = ("t", "scale", "alpha", "sigma", "x", "e", "n")
+DAMAGES = {
+    "no manifest": (lambda folder: (folder / "slimdpm.json").unlink(), "slimdpm.json is missing"),
+    "no JSON": (lambda folder: (folder / "slimdpm.json").write_text("{" * 5000), "cannot be read"),
+    "another format": (lambda folder: changed(folder, format=9), "another format"),
+    "missing": (lambda folder: (folder / "unet" / "model.onnx").unlink(), "model.onnx is missing"),
+    "cut": (truncated, "model.onnx is damaged"),
+    "swapped": (swapped, "its content is not what was exported"),
+    "upward": (renamed("../model.onnx"), "outside it"),
+    "absolute": (renamed("/etc/passwd"), "outside it"),
+    "huge": (lambda folder: changed(folder, shape=[3, 2**40, 8]), "shape 1 is"),
+    "another shape": (lambda folder: changed(folder, shape=[3, 9, 8]), "do not fit"),
+    "no graph": (lambda folder: resealed(folder, "unet/model.onnx", b"nothing"), "cannot be loaded"),
+    "nan": (nan, "not finite"),
+    "no table": (lambda folder: resealed(folder, "sampler.json", b"[]"), "no scheduler 'ddim'"),
+    "infinite": (table(start=float("inf")), "start is"),
+    "of another kind": (table(memory="code"), "does not know"),
+    "looks back": (
+        table(steps=[dict.fromkeys(("t", "scale", "alpha", "sigma", "x", "e", "n"), 1) | {"m": {"4": 1}}]),
+        "",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_folder_is_one_line(exported, tmp_path, capsys, what):
+    damage, message = DAMAGES[what]
+    damage(folder := shutil.copytree(exported, tmp_path / "copy"))
+    capsys.readouterr()
+    assert runner.main(["-o", str(tmp_path / "out")], folder) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ") and message in told and "\n" not in told and len(told) <= 510
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_is_asked_wrongly_is_one_line(exported, tmp_path, capsys):
+    for words, message in (
+        (["--class", "hat"], "no class 'hat'; the classes are boots, coat, dress"),
+        (["--prompt", "a hat"], "takes a class, not a prompt"),
+        (["--steps", "5"], "no 5 steps of ddim in this folder; there are 3"),
+        (["--scheduler", "euler"], "there are ddim, ddpm"),
+    ):
+        assert runner.main([*words, "-o", str(tmp_path / "out")], exported) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_graph_that_disagrees_leaves_no_folder(saved, exported, tmp_path, monkeypatch):
+    nan(shutil.copytree(exported, tmp_path / "copy"))
+    other = tmp_path / "copy" / "unet" / "model.onnx"
+    monkeypatch.setattr("slimdpm.export.folder.to_onnx", lambda graph, file: shutil.copyfile(other, file))
+    monkeypatch.setattr("slimdpm.export.folder.graphs_of", lambda *given: islice(graphs_of(*given), 1))
+    with pytest.raises(SlimdpmError, match="the exported unet disagrees with PyTorch"):
+        export_pipeline(str(saved), tmp_path / "out" / "onnx", samplers=Samplers(("ddim",), (3,)))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_fewer_bits_are_smaller_and_near(exported, saved, tmp_path):
+    pipeline = load_pipeline(saved)
+    graph = next(graphs_of(network_of(pipeline), shell_of(pipeline)))
+    graph.module.eval()
+    before, off = (exported / "unet" / "model.onnx").stat().st_size, []
+    for weights in ("float16", "int8"):
+        shutil.copyfile(exported / "unet" / "model.onnx", file := tmp_path / f"{weights}.onnx")
+        shrink(file, weights)
+        off.append(check_graph(graph, file, weights))
+        assert file.stat().st_size < before
+    assert 0 < off[0] < 2e-3 and off[0] < off[1] < 0.1
+
+
+def test_refusals_come_before_the_work(saved, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SlimdpmError, match="exists already"):
+        export_pipeline(str(saved), tmp_path / "there")
+    with pytest.raises(SlimdpmError, match="unknown scheduler"):
+        export_pipeline(str(saved), tmp_path / "out", samplers=Samplers(("nothing",), (4,)))
+    with pytest.raises(SlimdpmError, match="--steps: .* cannot take"):
+        export_pipeline(str(saved), tmp_path / "out", samplers=Samplers((None,), (5000,)))
+    assert not (tmp_path / "out").exists()
