@@ -181,6 +181,8 @@ def words(rng: Random, folder: Path, base: Base) -> Case:
         del there[there.index("-o") :]  # it would write where that word points
     if there and str(there[0]) in ("sample", "evaluate") and "-o" not in there:
         there += ["-o", folder / "out"]
+    if base.quick and there == ["profile"]:  # which counts all networks of the paper
+        there.append("pixel-32")
     return Case(there, note=f"{command} {how}")
 
 
