@@ -23,7 +23,8 @@ def profile(
     models: Annotated[list[str] | None, typer.Argument(help="Presets, config.json files, or folders with one.")] = None,
     against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
     ratio: Annotated[
-        str | None, typer.Option(help="Add the students of these ratios of the first network, for example 4,8,12,18.")
+        str | None,
+        typer.Option(help="Add the first network's students of these ratios, gated and plain, for example 4,8."),
     ] = None,
     speedup: Annotated[
         str | None, typer.Option(help="Add the students that are so many times faster here, for example 4,8.")
