@@ -1,4 +1,4 @@
-"""The command that takes a pipeline out of PyTorch."""
+"""The command that takes a pipeline to where slimdpm is not."""
 
 from __future__ import annotations
 
@@ -13,33 +13,62 @@ from slimdpm.system.progress import Display
 
 console = Console()
 
+_GRAPHS = ("onnx", "openvino")
+
 
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, diffusers folder or hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
-    to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime of the graphs.")] = "onnx",
-    steps: Annotated[str, typer.Option(help="Numbers of steps that it shall offer.")] = "4,8,20,50",
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder, or the file of single-file.")],
+    to: Annotated[
+        Literal["onnx", "openvino", "diffusers", "hub", "single-file"],
+        typer.Option(
+            help="onnx, openvino: a folder that makes images without PyTorch. diffusers: a pipeline folder. hub: the "
+            "same with the code of a gated U-Net (trust_remote_code). single-file: Stable Diffusion's original names."
+        ),
+    ] = "onnx",
+    steps: Annotated[
+        str | None, typer.Option(help="Of onnx, openvino: numbers of steps that it shall offer.  [default: 4,8,20,50]")
+    ] = None,
     scheduler: Annotated[
         list[str] | None,
         typer.Option(help="Samplers that it shall offer; may be repeated.  [default: the pipeline's and dpm++]"),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep weights in 16 bits: half the size, as fast.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Keep weights in 8 bits: less exact.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Of onnx: keep weights in 8 bits, a quarter, as fast.")] = False,
 ) -> None:
-    """Write a pipeline as a folder that makes images without PyTorch: graphs, the sampler as a table, a runner.
+    """Write a pipeline for where slimdpm, or PyTorch, is not.
 
-    Each graph is compared with the network that it was made of. Needs the extra export, or openvino.
+    A folder of onnx or openvino is complete in itself: graphs, the sampler as a table, and generate.py, which needs
+    numpy, pillow and the runtime. Each graph is compared with the network that it was made of.
 
         slimdpm export runs/cat -o cat-onnx
 
         python cat-onnx/generate.py -n 8 --seed 0 --steps 20 -o images
+
+        slimdpm export runs/cat --to hub --half -o cat-for-the-hub
     """
     from slimdpm.cli.profile import numbers
-    from slimdpm.export.folder import Samplers, Weights, export_pipeline
 
-    if half and int8:
-        raise SlimdpmError("--half and --int8 exclude each other")
-    counts = tuple(numbers(steps, "--steps", int))
-    samplers = Samplers(tuple(scheduler), counts) if scheduler else Samplers(steps=counts)
-    weights: Weights = "float16" if half else "int8" if int8 else "float32"
-    export_pipeline(source, output, to=to, samplers=samplers, weights=weights, display=Display(console))
+    if to not in _GRAPHS and (int8 or steps or scheduler):
+        raise SlimdpmError("--steps, --scheduler and --int8 belong to --to onnx and openvino")
+    if int8 and (half or to == "openvino"):
+        raise SlimdpmError("--int8 goes with --to onnx, and not with --half")
+    display = Display(console)
+    if to == "onnx" or to == "openvino":
+        from slimdpm.export.folder import STEPS, Samplers, Weights, export_pipeline
+
+        counts = tuple(numbers(steps, "--steps", int)) if steps else STEPS
+        samplers = Samplers(tuple(scheduler), counts) if scheduler else Samplers(steps=counts)
+        weights: Weights = "float16" if half else "int8" if int8 else "float32"
+        export_pipeline(source, output, to=to, samplers=samplers, weights=weights, display=display)
+    elif to == "single-file":
+        from slimdpm.export.single_file import write_single_file
+
+        write_single_file(source, output, half=half)
+        display.say(f"{output}: for tools that read Stable Diffusion's original files")
+    else:
+        from slimdpm.export.hub import write_diffusers_folder, write_hub_folder
+
+        write = write_hub_folder if to == "hub" else write_diffusers_folder
+        write(source, output, variant="fp16" if half else None)
+        display.say(f"{output}: {'diffusers loads it with trust_remote_code=True' if to == 'hub' else 'a pipeline'}")
