@@ -50,8 +50,8 @@ class Samplers:
 
 
 def export_pipeline(
-    source: str,
-    output: Path,
+    source: str | Path,
+    output: str | Path,
     *,
     to: Runtime = "onnx",
     samplers: Samplers | None = None,
@@ -73,7 +73,7 @@ def export_pipeline(
     Raises:
         SlimdpmError: for a pipeline, a sampler or a network that cannot be exported, or a graph that disagrees.
     """
-    display, samplers = display or Display(), samplers or Samplers()
+    display, samplers, output = display or Display(), samplers or Samplers(), Path(output)
     check_new(output)
     pipeline = open_pipeline(source).to("cpu")
     shell, network = shell_of(pipeline), network_of(pipeline)
