@@ -36,12 +36,14 @@ from safetensors.torch import load_file
 from test_originals import original, reduced
 
 import slimdpm.analysis.analyze
+import slimdpm.export.folder
 import slimdpm.metrics.evaluate
 import slimdpm.originals
 import slimdpm.report.page  # noqa: F401
 from slimdpm.cli import main as cli
 
-SHARE = {"pixels": 24, "latents": 20, "data-free": 18, "two processes": 14, "evaluate": 10, "sample": 8, "import": 6}
+SHARE = {"pixels": 24, "latents": 20, "data-free": 18, "two processes": 14, "evaluate": 10, "sample": 8, "import": 6,
+         "export": 50}  # fmt: skip
 SETTINGS = [*TRIAL, "train.steps=8", "train.batch_size=2", "train.checkpoint_every=2", "train.log_every=1",
             "train.sample_every=4", "samples.count=2", "samples.steps=2", "student.width=8"]  # fmt: skip
 MOST = 5  # signals in the life of one folder
@@ -85,6 +87,7 @@ def command(kind: str, work: Path, folder: Path) -> list[str]:
         "two processes": ["slim", str(work / "pixels"), images, *slim],
         "evaluate": ["evaluate", str(work / "pixels"), "--against", images, "-n", "192", "--steps", "2", *features],
         "sample": ["sample", str(work / "pixels"), "-n", "40", "--steps", "4", "-o", str(folder), "--batch-size", "4"],
+        "export": ["export", str(work / "pixels"), "-o", str(folder), "--steps", "4"],
         "import": ["import", str(checkpoint / "model.ckpt"), "--config", str(checkpoint / "config.yaml"),
                    "-o", str(folder)],
     }[kind]  # fmt: skip
@@ -229,7 +232,7 @@ def life(kind: str, number: int, work: Path, whole: dict, seconds: float, rng: r
         faults += [f"torn: {name}" for name in torn(folder)] if folder.exists() else []
         if "Traceback" in child.output or "Exception ignored" in child.output:
             faults.append(f"traceback after signal {number} at {delay:.2f} s: {child.output[-1500:]}")
-        if kind == "import" and folder.exists():  # what is whole is not imported again
+        if kind in ("import", "export") and folder.exists():  # what is whole is not written again
             faults += differences(kind, folder, whole)
             shutil.rmtree(folder)
     log.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, VQModel
 from helpers import AUTOENCODER, CLASSES, NAMES, TINY, TINY_CONDITION, text_pipeline, tiny_tokenizer
 from PIL import Image
+from typer.testing import CliRunner
 
 from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, SpectralUNet2DModel, sample_images
+from slimdpm.cli.main import app
 from slimdpm.export import runner
 from slimdpm.export.checks import check_graph
 from slimdpm.export.folder import Samplers, export_pipeline
@@ -136,7 +138,9 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "onnx"
+    (folder.parent / ".onnx.tmp-4000000").mkdir()  # what a killed export has left
     export_pipeline(str(saved), folder, samplers=Samplers((None, "ddpm"), (3,)))
+    assert [path.name for path in folder.parent.iterdir()] == ["onnx"]
     return folder
 
 
@@ -313,6 +317,25 @@ def test_fewer_bits_are_smaller_and_near(exported, saved, tmp_path):
         off.append(check_graph(graph, file, weights))
         assert file.stat().st_size < before
     assert 0 < off[0] < 2e-3 and off[0] < off[1] < 0.1
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_other_tools_load(saved, tmp_path):
+    def export(*words):
+        return CliRunner().invoke(app, ["export", str(saved), *words], catch_exceptions=False)
+
+    export("--to", "diffusers", "--half", "-o", str(tmp_path / "half"))
+    export("--to", "hub", "-o", str(tmp_path / "hub"))
+    assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert list((tmp_path / "hub" / "unet").glob("*.py"))
+    for words, message in (
+        (["--to", "hub", "--steps", "4"], "belong to --to onnx and openvino"),
+        (["--half", "--int8"], "--int8 goes with --to onnx"),
+        (["--steps", "four"], "--steps four: give numbers"),
+        (["--to", "single-file", "-o", str(tmp_path / "x.safetensors")], "single files are written of"),
+    ):
+        with pytest.raises(SlimdpmError, match=message):
+            export("-o", str(tmp_path / "out"), *words)
 
 
 def test_refusals_come_before_the_work(saved, tmp_path):

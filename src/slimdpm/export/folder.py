@@ -27,7 +27,7 @@ from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.amounts import storage
-from slimdpm.system.files import atomic_folder, check_new
+from slimdpm.system.files import atomic_folder, check_new, remove_leftovers
 from slimdpm.system.hashing import file_digest, fingerprint
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import sides
@@ -75,6 +75,7 @@ def export_pipeline(
     """
     display, samplers, output = display or Display(), samplers or Samplers(), Path(output)
     check_new(output)
+    remove_leftovers(output.parent, output.name)
     pipeline = open_pipeline(source).to("cpu")
     shell, network = shell_of(pipeline), network_of(pipeline)
     tables = sampler_tables(shell, samplers)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from slimdpm.conditioning.text import Text
@@ -117,10 +117,21 @@ def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
     yield _denoiser(network, shell)
     if shell.autoencoder is not None:
         config = shell.autoencoder.config
-        latents = torch.randn(_BATCH, *shell.shape)
-        yield Graph("vae_decoder", _Decoder(shell.autoencoder), {"latent_sample": latents}, "sample", config)
+        latents = {"latent_sample": _latents(shell)}
+        yield Graph("vae_decoder", _Decoder(shell.autoencoder), latents, "sample", config)
     if isinstance(shell.conditioning, Text):
         yield from _of_text(shell, shell.conditioning)
+
+
+def _latents(shell: Shell) -> Tensor:
+    """Examples ``(2, C, h, w)``. Of a quantising autoencoder they are codes of its book: between two of them the
+    smallest rounding decides which one is nearer, and two computations that agree give different images."""
+    numbers = torch.randn(_BATCH, *shell.shape)
+    if not isinstance(shell.autoencoder, VQModel):
+        return numbers
+    book = shell.autoencoder.quantize.embedding.weight.detach()
+    chosen = torch.randint(len(book), (_BATCH, *shell.shape[1:]))
+    return book[chosen].permute(0, 3, 1, 2).contiguous()
 
 
 def _of_text(shell: Shell, conditioning: Text) -> Iterator[Graph]:
