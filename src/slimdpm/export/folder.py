@@ -86,8 +86,7 @@ def export_pipeline(
         pipeline.scheduler.save_pretrained(folder / "scheduler")
         manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
         if getattr(pipeline, "tokenizer", None) is not None:
-            pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-            _write(folder / "tokens.json", _words_of(pipeline.tokenizer))
+            _write_tokenizer(pipeline.tokenizer, folder)
         _write(folder / "model_index.json", _index(pipeline, folder))
         _write(folder / "sampler.json", {"schedulers": tables})
         _write(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
@@ -160,6 +159,16 @@ def _condition(conditioning: Conditioning) -> dict[str, Any] | None:
             "guidance": scale,
         }
     return None
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """For the runner, and as transformers 4 (which optimum is built on) and 5 read it: both read other files."""
+    words = _words_of(tokenizer)
+    _write(folder / "tokens.json", words)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    _write(folder / "tokenizer" / "vocab.json", words["vocabulary"])
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in words["merges"])]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _words_of(tokenizer: Any) -> dict[str, Any]:
