@@ -83,6 +83,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
         assert words in said
 
 
+@pytest.mark.usefixtures("any_memory")
 def test_the_command_for_a_plain_student(outline_folder, image_folder, tmp_path):
     command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--plain", "--dry-run"]
     for budget in (["--ratio", "3"], ["--width", "8"], ["--max-macs", "3M"], ["--max-params", "60K"]):

@@ -185,6 +185,7 @@ def test_heads_of_one_size_stay_that_size():
     assert student["attention_head_dim"] == [2, 4, 8, 8]
 
 
+@pytest.mark.slow
 def test_the_layout_of_stable_diffusion_is_one_width_with_its_groups_and_heads():
     config = PRESETS["sd-v1"].config
     found = [rung["block_out_channels"] for rung in proportional(student_base(config, "plain", {}))]

@@ -53,6 +53,7 @@ def watch(configs, teacher=DEEP):
     return seconds(teacher), [seconds(config) for config in configs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["spectral", "plain"])
 @pytest.mark.parametrize("budget", [TimeBudget(speedup=2), TimeBudget(speedup=6), TimeBudget(max_ms=5)])
 def test_the_student_is_the_one_of_most_macs_among_all_that_are_fast_enough(kind, budget):
@@ -221,6 +222,7 @@ def options(*settings):
     return [part for setting in (*TRIAL, *settings) for part in ("--set", setting)]
 
 
+@pytest.mark.slow
 def test_profile_lists_the_students_of_a_speedup(tmp_path, monkeypatch):
     UNet2DModel(**TINY).save_config(tmp_path)
     monkeypatch.setattr(timed_plan, "Stopwatch", Fake)
