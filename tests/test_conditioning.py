@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, _request
 from slimdpm.pipelines.denoise import image_generators
 from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.sampling import clean_samples, make_scheduler
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.recipe_file import load_recipe
 from slimdpm.system.hashing import fingerprint
@@ -153,6 +155,54 @@ def test_guidance_is_the_formula(make):
         plain = shell.conditioning.sampling_inputs(range(2), Request((2, 0), guidance=1), torch.device("cpu"))
         assert plain.null is None
         torch.testing.assert_close(plain.predict(unet, x, t), wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ddim", "euler"])  # the latter has timesteps between the whole numbers
+def test_guidance_within_an_interval_is_a_plain_loop(name):
+    pipeline, rows = embedded_class_pipeline(), []
+    shell, unet = shell_of(pipeline), pipeline.unet.eval()
+    embedding, scheduler = pipeline.class_embedder.embedding.weight, make_scheduler(shell, name)
+    scheduler.set_timesteps(10)
+    noise = torch.cat([torch.randn(1, *shell.shape, generator=g) for g in image_generators(1, range(2))])
+    x, guided = noise * scheduler.init_noise_sigma, []
+    for number, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t)
+        given, null = (
+            unet(seen, t, encoder_hidden_states=embedding[which][:, None]).sample for which in ([2, 0], [3, 3])
+        )
+        alpha = shell.process.alphas_cumprod[t.long()]
+        sigma = scheduler.sigmas[number] if name == "euler" else ((1 - alpha) / alpha).sqrt()
+        guided.append(0.3 < sigma < 3)
+        x = scheduler.step(null + 3 * (given - null) if guided[-1] else given, t, x).prev_sample
+    unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    request = Request((2, 0), guidance=3.0, guidance_interval=(0.3, 3.0))
+    ours = clean_samples(unet, shell, range(2), steps=10, scheduler=name, seed=1, request=request)
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+    assert rows == [4 if within else 2 for within in guided] and set(rows) == {2, 4}
+
+
+def test_an_interval_of_guidance_is_told_and_must_have_a_level(class_teacher, tmp_path):
+    pipeline, given = load_pipeline(class_teacher), Request((1,), guidance=2.0, guidance_interval=(0.3, 3.0))
+    write_samples(str(class_teacher), tmp_path / "given", count=2, steps=2, device="cpu", request=given)
+    facts = json.loads((tmp_path / "given/samples.json").read_text())
+    assert facts["guidance_interval"] == [0.3, 3.0]
+    assert "guidance_interval" not in shell_of(pipeline).conditioning.facts(replace(given, guidance_interval=None))
+    for wrong, words in [
+        (replace(given, guidance_interval=(3.0, 0.3)), "no timestep has a noise level from 3 to 0.3"),
+        (replace(given, guidance=1.0), "needs guidance"),
+    ]:
+        with pytest.raises(SlimdpmError, match=words):
+            write_samples(str(class_teacher), tmp_path / "new", count=1, device="cpu", request=wrong)
+    assert not (tmp_path / "new").exists()
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"guidance_scale": 2.0, "num_inference_steps": 4, "output_type": "np"}
+    everywhere, throughout, between = (
+        pipeline([1], generator=image_generators(5, range(1)), guidance_interval=interval, **options).images
+        for interval in (None, (0.0, 1e9), (0.3, 3.0))
+    )
+    np.testing.assert_array_equal(everywhere, throughout)
+    assert (everywhere != between).any()
 
 
 def test_guidance_joins_nested_inputs():
@@ -313,6 +363,7 @@ def test_samples_go_through_the_classes_and_say_which(class_teacher, tmp_path):
         (Request(classes=(1,)), "it takes no class"),
         (Request(prompts=("x",)), "it takes no prompt"),
         (Request(guidance=2.0), "it takes no guidance"),
+        (Request(guidance_interval=(0.3, 5.0)), "it takes no guidance"),
     ],
 )
 def test_an_unconditional_pipeline_takes_no_request(teacher_folder, request_, words):

@@ -235,6 +235,8 @@ class SampleRecipe(Section):
     """takes the place of the null condition"""
     guidance: float | None = Field(None, ge=1, le=1e6)
     """scale of classifier-free guidance; 1 is none; by default the pipeline's"""
+    guidance_interval: tuple[float, float] | None = None
+    """lowest and highest noise level √((1 − ᾱ) / ᾱ) with guidance; by default all"""
 
 
 def _kind(task: str, kind: str | None) -> str | None:

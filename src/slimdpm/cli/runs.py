@@ -173,6 +173,10 @@ def sample(
     ] = None,
     mask: Annotated[list[Path] | None, typer.Option(help="White where to inpaint.  [default: the middle]")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Scale; 1 is none.  [default: the pipeline's]")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Noise levels σ between which there is guidance.  [default: all]"),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
@@ -184,6 +188,8 @@ def sample(
         slimdpm sample runs/cat -n 64 --steps 50 --scheduler dpm++ --seed 0 -o samples/
 
         slimdpm sample runs/clothing --class dress --class 3 --guidance 2
+
+        slimdpm sample runs/clothing --guidance 4 --guidance-interval 0.3 5
 
         slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
 
@@ -200,7 +206,9 @@ def sample(
         scheduler=scheduler,
         seed=seed,
         batch_size=batch_size,
-        request=Request(classes or (), prompt or (), negative_prompt, guidance, image or (), mask or ()),
+        request=Request(
+            classes or (), prompt or (), negative_prompt, guidance, image or (), mask or (), guidance_interval
+        ),
         device=device,
         display=Display(console),
     )

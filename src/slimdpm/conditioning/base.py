@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from slimdpm.method.forward_process import Process
 from slimdpm.method.networks import Inputs, call, map_inputs
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
@@ -26,6 +27,8 @@ class Request:
         guidance: scale of classifier-free guidance, 1 is none; by default the conditioning's own.
         images: for a network that sees one: paths, PIL or uint8 ``(H, W, 3)``; they are cut to the samples' size.
         masks: white where inpainting paints anew, in the same way; by default a box in the middle.
+        guidance_interval: noise levels ``σ = √((1 − ᾱ) / ᾱ)``, the lowest and the highest at which there is guidance
+            (arXiv 2404.07724); by default all.
     """
 
     classes: Sequence[int | str] = ()
@@ -34,6 +37,12 @@ class Request:
     guidance: float | None = None
     images: Sequence[Any] = ()
     masks: Sequence[Any] = ()
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def interval(self) -> dict[str, Any]:
+        """The interval as a fact of the samples; nothing without one."""
+        return {} if self.guidance_interval is None else {"guidance_interval": list(self.guidance_interval)}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Guidance:
         scale: 1 is no guidance.
         between: the same with a part of the conditions (an image and no text); None if there is only one.
         first_scale: of this part.
+        during: the timesteps between which there is guidance; at others the network is called with all conditions
+            alone. None is always.
     """
 
     given: Inputs
@@ -53,11 +64,24 @@ class Guidance:
     scale: float = 1.0
     between: Inputs | None = None
     first_scale: float = 1.0
+    during: tuple[float, float] | None = None
+
+    def within(self, interval: tuple[float, float] | None, process: Process) -> Guidance:
+        """With guidance at these noise levels of a process only, see `Request.guidance_interval`; None is all.
+
+        Raises:
+            SlimdpmError: if there is no guidance, or no such level.
+        """
+        if interval is None:
+            return self
+        if self.null is None:
+            raise SlimdpmError("guidance within an interval needs guidance: a scale above 1")
+        return replace(self, during=process.timesteps_within(*interval))
 
     def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
         """The guided prediction, ``(B, C, H, W)``: ``null + scale (given − null)``, or ``null + first_scale
         (between − null) + scale (given − between)``."""
-        if self.null is None:
+        if self.null is None or (self.during is not None and not self.during[0] <= t <= self.during[1]):
             return call(network, sample, t, self.given)
         rows = [self.null, *([] if self.between is None else [self.between]), self.given]
         joined = reduce(partial(map_inputs, lambda first, second: torch.cat([first, second])), rows)
@@ -210,7 +234,7 @@ class Unconditional:
             "prompt": bool(request.prompts),
             "negative prompt": request.negative_prompt is not None,
             "image": len(request.images) + len(request.masks) > 0,
-            "guidance": request.guidance not in (None, 1),
+            "guidance": request.guidance not in (None, 1) or request.guidance_interval is not None,
         }
         if any(asked.values()):
             first = next(name for name, wanted in asked.items() if wanted)

@@ -194,7 +194,7 @@ class ClassLabels:
 
     def facts(self, request: Request) -> dict[str, Any]:
         classes = [self.number(wanted) for wanted in request.classes]
-        return {"classes": classes or "all", "guidance": self._scale(request)}
+        return {"classes": classes or "all", "guidance": self._scale(request), **request.interval}
 
 
 def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:

@@ -127,7 +127,8 @@ class Text:
         if not request.prompts:
             raise SlimdpmError("the pipeline is text-to-image: give a prompt, or data with captions")
         scale = self.scale if request.guidance is None else request.guidance
-        return {"prompts": list(request.prompts), "negative_prompt": request.negative_prompt, "guidance": scale}
+        shown = {"prompts": list(request.prompts), "negative_prompt": request.negative_prompt}
+        return {**shown, "guidance": scale, **request.interval}
 
     def card(self) -> dict[str, str]:
         call = '"a prompt", '

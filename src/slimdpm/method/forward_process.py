@@ -13,6 +13,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -79,6 +80,25 @@ class Process:
             )
         if self.alphas_cumprod.max() == 1 and "sample" in predictions:
             raise SlimdpmError("the scheduler begins without any noise (beta 0): no noise follows from a sample there")
+
+    def timesteps_within(self, low: float, high: float) -> tuple[float, float]:
+        """Between which timesteps the noise level ``σ_t = √((1 − ᾱ_t) / ᾱ_t)`` lies from `low` to `high`.
+
+        Between two timesteps σ goes in a line, as in the schedulers whose timesteps are no whole numbers.
+
+        Raises:
+            SlimdpmError: if no timestep is there.
+        """
+        alphas = self.alphas_cumprod.double().cpu()
+        sigmas = ((1 - alphas) / alphas).sqrt().numpy()
+        if not ((sigmas >= low) & (sigmas <= high)).any():
+            raise SlimdpmError(
+                f"no timestep has a noise level from {low:g} to {high:g}: they go from {sigmas[0]:.3g} to "
+                f"{sigmas[-1]:.3g}"
+            )
+        steps = np.arange(len(sigmas))
+        first = np.interp(low, sigmas, steps, left=-np.inf)
+        return float(first), float(np.interp(high, sigmas, steps, right=np.inf))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``√ᾱ_t`` and ``√(1 − ᾱ_t)`` for timesteps ``(B,)``, each ``(B, 1, 1, 1)``."""

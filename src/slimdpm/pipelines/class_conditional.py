@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from slimdpm.conditioning import Request, class_labels_of
+from slimdpm.method.forward_process import Process
 from slimdpm.pipelines.denoise import denoise
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import sample_size, sides
@@ -47,6 +48,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         class_labels: int | str | Sequence[int | str],
         *,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int = 50,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -57,13 +59,15 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         Args:
             class_labels: numbers or names.
             guidance_scale: 1 is no guidance; by default 1.5 if the network knows a null class.
+            guidance_interval: the lowest and the highest noise level ``σ = √((1 − ᾱ) / ᾱ)`` with guidance; by default
+                all have it.
             num_inference_steps: of the scheduler.
             generator: of the noise, one or one for each image.
             output_type: ``"pil"``, ``"np"`` float in [0, 1] ``(B, H, W, C)``, or ``"pt"`` ``(B, C, H, W)``.
             return_dict: False gives a tuple.
 
         Raises:
-            SlimdpmError: for a class that there is not, or guidance without a null class.
+            SlimdpmError: for a class that there is not, guidance without a null class, or an interval without a level.
         """
         labels = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
         device = self._execution_device
@@ -71,6 +75,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         if conditioning is None:
             raise SlimdpmError("the U-Net takes no classes: it has no num_class_embeds, and there is no class_embedder")
         guidance = conditioning.sampling_inputs(range(len(labels)), request, device)
+        guidance = guidance.within(guidance_interval, Process.of_scheduler(self.scheduler))
         shape = (len(labels), self.unet.config.in_channels, *sides(sample_size(self.unet.config)))
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         predict = partial(guidance.predict, self.unet)

@@ -59,15 +59,16 @@ def write_samples(
     """
     display = display or Display()
     pipeline = open_pipeline(source).to(pick_device(device))
-    request, conditioning = _request(source, request or Request()), shell_of(pipeline).conditioning
-    conditioning.sampling_inputs(range(1), request, pipeline.device)  # what cannot be is an error before the folder
+    request, shell = _request(source, request or Request()), shell_of(pipeline)
+    first = shell.conditioning.sampling_inputs(range(1), request, pipeline.device)
+    first.within(request.guidance_interval, shell.process)  # what cannot be is an error before the folder
     probe(pipeline, scheduler, steps)
     settings = {
         "network": fingerprint(network_of(pipeline)),
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
         "steps": steps,
         "seed": seed,
-        **conditioning.facts(request),
+        **shell.conditioning.facts(request),
     }
     _check(folder, settings)
     with claim(folder):

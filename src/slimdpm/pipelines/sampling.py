@@ -194,7 +194,9 @@ def clean_samples(
     """
     generators = image_generators(seed, indices)
     noise = randn_tensor((len(indices), *shell.shape), generator=generators, device=unet.device, dtype=unet.dtype)
-    guidance = shell.conditioning.sampling_inputs(indices, request or Request(), unet.device)
+    request = request or Request()
+    guidance = shell.conditioning.sampling_inputs(indices, request, unet.device)
+    guidance = guidance.within(request.guidance_interval, shell.process)
     predict = partial(guidance.predict, unet)
     samples = denoise(predict, make_scheduler(shell, scheduler), noise, steps, generators)
     if not samples.isfinite().all():

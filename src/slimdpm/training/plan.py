@@ -150,6 +150,8 @@ def _check_process(recipe: Recipe, shell: Shell) -> None:
     for prediction in predictions:
         assert recipe.samples.steps is not None
         probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
+    if recipe.samples.guidance_interval is not None:
+        shell.process.timesteps_within(*recipe.samples.guidance_interval)  # an error now if there is no such level
 
 
 def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher | None) -> tuple[Shell, dict[str, Any]]:

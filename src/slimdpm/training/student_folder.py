@@ -108,7 +108,13 @@ class Results:
                 scheduler=s.scheduler,
                 seed=s.seed,
                 batch_size=s.batch_size,
-                request=Request((), s.prompts, s.negative_prompt, s.guidance, sorted(self.run.given.glob("*.png"))),
+                request=Request(
+                    prompts=s.prompts,
+                    negative_prompt=s.negative_prompt,
+                    guidance=s.guidance,
+                    images=sorted(self.run.given.glob("*.png")),
+                    guidance_interval=s.guidance_interval,
+                ),
                 size=self.shell.image_size,
                 progress=task.advance,
             )
