@@ -36,6 +36,8 @@ $(VENV)/.demo-installed: pyproject.toml $(VENV)/.torch-installed
 
 $(VENV)/.dev-installed: pyproject.toml $(VENV)/.torch-installed
 	$(INSTALL) -e '.[dev]'
+	@$(BIN)/python -c 'from slimdpm.export.web.runtime import fetched; fetched()' 2>/dev/null || \
+		echo 'npm did not bring ONNX Runtime Web: the tests of pages will not run'
 	touch $@ $(VENV)/.demo-installed
 
 # The reference is read off the sources: nothing of slimdpm is imported, so torch is not needed.

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from functools import partial, wraps
 from pathlib import Path
 
@@ -24,6 +25,20 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", help="folder in which tests of pages leave what the browser shows")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Which tests did not run, and for want of what: not a mere number."""
+    missing = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        file, _, reason = report.longrepr
+        missing[Path(report.nodeid.split("::")[0]).name or file, reason.removeprefix("Skipped: ")] += 1
+    for (file, reason), count in sorted(missing.items()):
+        terminalreporter.write_line(f"NOT RUN: {count} of {file}: {reason}", yellow=True)
 
 
 @pytest.fixture(autouse=True)
