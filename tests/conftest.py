@@ -27,10 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--screenshots", help="folder in which tests of pages leave what the browser shows")
-
-
 def pytest_terminal_summary(terminalreporter):
     """Which tests did not run, and for want of what: not a mere number."""
     missing = Counter()

@@ -1,7 +1,4 @@
-"""A pipeline as a page: the site, its JavaScript against Python, and the page in a browser.
-
-python -m pytest tests/test_web.py --screenshots FOLDER keeps what the browser shows.
-"""
+"""A pipeline as a page: the site, its JavaScript against Python, and the page in a browser."""
 
 import functools
 import hashlib
@@ -345,7 +342,7 @@ def runners(folder, tmp_path, *words):
 
 
 @pytest.mark.slow
-def test_a_click_makes_the_runners_image(page, address, written, tmp_path, request):
+def test_a_click_makes_the_runners_image(page, address, written, tmp_path):
     page.goto(f"{address}/some/where/")
     page.locator("#make:enabled").wait_for()
     page.get_by_label("Class").select_option("coat")
@@ -363,8 +360,9 @@ def test_a_click_makes_the_runners_image(page, address, written, tmp_path, reque
     assert len(times) == 4 and all(float(time) >= 0 for time in times)
     assert "ms a step, decoder" in page.locator(".time").first.inner_text()
     assert page.get_by_role("img", name="Student: image of seed 9007199254740991, 4 steps of ddpm").count() == 1
-    if folder := request.config.getoption("--screenshots"):
-        page.screenshot(path=Path(folder) / "class.png", full_page=True)
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(shown, axis=0)) > 200  # two images, and no empty page
 
 
 @pytest.mark.slow

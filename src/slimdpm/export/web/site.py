@@ -89,18 +89,23 @@ def _write_model(source: str, folder: Path, samplers: Samplers | None, weights: 
 
 
 def _copied(exported: Path, folder: Path) -> dict[str, Any]:
-    """Of an exported folder the files that its manifest names, once they are found whole."""
+    """Of an exported folder the files that the page reads, once all are found whole."""
     try:
         manifest = runner.manifest_of(exported)
     except runner.Wrong as error:
         raise SlimdpmError(error) from error
     if not manifest["unet"].endswith(".onnx"):
         raise SlimdpmError(f"{exported} is of another runtime: a page needs ONNX")
-    for name in ("slimdpm.json", *manifest["files"]):
-        if (exported / name).stat().st_size > _LARGEST or not name.endswith((".onnx", ".json")):
-            raise SlimdpmError(f"{exported / name} is too large for a browser")
+    graphs = [manifest[key] for key in ("unet", "decoder", "text_encoder") if key in manifest]
+    wanted = [name for name in ("sampler.json", "tokens.json", *graphs) if name in manifest["files"]]
+    beside = {name for name in manifest["files"] for graph in graphs if name.startswith(f"{graph}.")}
+    if beside or max((exported / name).stat().st_size for name in wanted) > _LARGEST:
+        raise SlimdpmError(f"{exported} is too large for a browser: a graph of 2 GB at most")
+    for name in wanted:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(exported / name, folder / name)
+    manifest["files"] = {name: manifest["files"][name] for name in wanted}
+    (folder / "slimdpm.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -14,9 +14,9 @@ let busy = false;
 const say = (text) => (find("status").textContent = text);
 const complain = (error) =>
   (find("error").textContent = oneLine(error instanceof Wrong ? error.message : `something failed: ${error?.message ?? error}`));
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)}\u00a0MB`;
 const milliseconds = (ms) => ms.toFixed(ms < 10 ? 1 : 0);
-const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
+const seconds = (ms) => `${(ms / 1000).toFixed(2)}\u00a0s`;
 
 // What the folders offer.
 
@@ -37,7 +37,7 @@ async function start() {
   fill(fields.sampler, samplers.map(([name]) => [name, name]), manifest.default?.scheduler);
   offerSteps(manifest.default?.steps);
   const card = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (card) fields.device.append(new Option("Graphics card (WebGPU)", "webgpu"));
+  if (card) fields.device.append(new Option("GPU (WebGPU)", "webgpu"));
   if (card && !(card.info?.isFallbackAdapter ?? card.isFallbackAdapter)) fields.device.value = "webgpu";
   find("made").textContent = oneLine(`Made by ${manifest["made by"]} with ONNX Runtime Web ${site.runtime}.`);
   find("make").disabled = false;
@@ -61,7 +61,8 @@ function offerSteps(chosen) {
 function view(title, manifest) {
   const section = find("model").content.cloneNode(true).firstElementChild;
   const part = (selector) => section.querySelector(selector);
-  part("h2").textContent = `${title} · ${megabytes(weightOf(manifest))}`;
+  part("h2").textContent = title;
+  part(".weight").textContent = `${megabytes(weightOf(manifest))} of weights`;
   const canvas = part("canvas");
   [, canvas.height, canvas.width] = manifest.image;
   canvas.setAttribute("aria-label", `${title}: no image yet`);
