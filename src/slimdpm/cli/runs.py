@@ -180,6 +180,9 @@ def sample(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile first: a minute or so, then faster steps.")
+    ] = False,
 ) -> None:
     """Make images with a student, or with any pipeline that can be a teacher.
 
@@ -210,6 +213,7 @@ def sample(
             classes or (), prompt or (), negative_prompt, guidance, image or (), mask or (), guidance_interval
         ),
         device=device,
+        compile=compile,
         display=Display(console),
     )
 

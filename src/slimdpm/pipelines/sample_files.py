@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from math import ceil, sqrt
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from slimdpm.conditioning import Request
 from slimdpm.data.images import grid, picture, pixels, save_picture, zoom_for
+from slimdpm.pipelines.compiled import Compiled
 from slimdpm.pipelines.sampling import make_scheduler, probe, sample_batches
 from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
@@ -42,6 +44,7 @@ def write_samples(
     batch_size: int = 32,
     request: Request | None = None,
     device: str | None = None,
+    compile: bool = False,
     display: Display | None = None,
 ) -> None:
     """Write ``00000.png``, ... and ``grid.png`` of a pipeline's samples. Images that are there are not made again.
@@ -52,6 +55,7 @@ def write_samples(
         count: how many.
         steps, scheduler, seed, batch_size, request: see `slimdpm.pipelines.sampling.sample_batches`.
         device: where to compute, by default the best there is.
+        compile: network and decoder first, see `slimdpm.pipelines.compiled`.
         display: where progress is shown.
 
     Raises:
@@ -77,6 +81,7 @@ def write_samples(
         remove_leftovers(folder, locked=True)
         missing = [i for i in range(count) if not _intact(_file(folder, i))]
         options: dict[str, Any] = {"steps": steps, "scheduler": scheduler, "seed": seed, "request": request}
+        options["compiler"] = partial(Compiled, say=display.say) if compile else None
         with display.task("sampling", count, done=count - len(missing), unit="images") as task:
             for numbers in _stretches(missing):
                 made = sample_batches(pipeline, numbers, batch_size=batch_size, progress=task.advance, **options)

@@ -44,6 +44,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 # One draws noise for the whole batch from no generator of ours, the other belongs to networks of another process.
 _UNFIT = {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
 MOST_STEPS = 10_000
+Compiler = Callable[[Callable], Any]
 
 
 def make_scheduler(pipeline: DiffusionPipeline | Shell, name: str | None) -> Any:
@@ -123,6 +124,7 @@ def sample_batches(
     request: Request | None = None,
     size: Size | None = None,
     progress: Callable[[int], None] = lambda images: None,
+    compiler: Compiler | None = None,
 ) -> Iterator[np.ndarray]:
     """Images by number, batch by batch.
 
@@ -136,6 +138,7 @@ def sample_batches(
         request: what they shall show, of a class-conditional or text-to-image pipeline.
         size: of the images in pixels, by default the pipeline's own.
         progress: called with the number of finished images after each batch.
+        compiler: makes of network and decoder what is called instead, see `slimdpm.pipelines.compiled.Compiled`.
 
     Yields:
         uint8 ``(B, H, W, C)``.
@@ -147,11 +150,14 @@ def sample_batches(
     if size is not None:
         shell = shell.sized(size)
     probe(shell, scheduler, steps)
+    called, decode = unet, shell.decode
+    if compiler is not None:
+        called, decode = compiler(unet), decode if shell.autoencoder is None else compiler(decode)
     with _sampling(unet, *([] if shell.autoencoder is None else [shell.autoencoder])):
         for first in range(indices.start, indices.stop, batch_size):
             batch = range(first, min(first + batch_size, indices.stop))
-            samples = clean_samples(unet, shell, batch, steps=steps, scheduler=scheduler, seed=seed, request=request)
-            yield to_pixels(shell.decode(samples))
+            samples = clean_samples(called, shell, batch, steps=steps, scheduler=scheduler, seed=seed, request=request)
+            yield to_pixels(decode(samples))
             progress(len(batch))
 
 
