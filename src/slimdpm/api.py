@@ -36,6 +36,7 @@ def slim(
     plain: bool = False,
     init: str | None = None,
     steps: int | None = None,
+    hours: float | None = None,
     size: Size | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -60,6 +61,8 @@ def slim(
         plain: a student without wavelet gates: a U-Net of diffusers, which loads without slimdpm.
         init: its first weights, ``"teacher"`` or ``"random"``.
         steps: optimiser steps.
+        hours: instead of steps: so long takes training with its samples and report, from when the data is prepared;
+            the steps that fit follow from a measured start.
         size: of the images in pixels, a number or ``(height, width)``; by default the teacher's.
         recipe: a YAML file with further settings.
         settings: settings by their dotted names in a recipe, for example ``{"train.lr": 1e-4}``.
@@ -73,7 +76,7 @@ def slim(
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
     student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
-    rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
+    rest = {"size": size, "steps": steps, "hours": hours, "recipe": recipe, "settings": settings}
     return _run(output, progress, "slim", teacher, data, student, **rest)
 
 
@@ -90,6 +93,7 @@ def train(
     speedup: float | None = None,
     max_ms: float | None = None,
     steps: int | None = None,
+    hours: float | None = None,
     size: Size | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -104,7 +108,7 @@ def train(
         output: as for `slim`.
         ratio, width, max_macs, max_params, speedup, max_ms: the budget of a plain U-Net that is smaller than that
             network: Lite.
-        steps, size, recipe, settings, progress: as for `slim`.
+        steps, hours, size, recipe, settings, progress: as for `slim`.
 
     Returns:
         the pipeline with averaged weights.
@@ -115,7 +119,7 @@ def train(
     base = None if model is None else str(model)
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
     student = {**budget, "speedup": speedup, "max_ms": max_ms, "base": base}
-    rest = {"size": size, "steps": steps, "recipe": recipe, "settings": settings}
+    rest = {"size": size, "steps": steps, "hours": hours, "recipe": recipe, "settings": settings}
     return _run(output, progress, "train", like, data, student, **rest)
 
 
@@ -128,6 +132,7 @@ def planned(
     size: Size | None = None,
     cache: bool | None = None,
     steps: int | None = None,
+    hours: float | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
@@ -139,7 +144,7 @@ def planned(
 
     Args:
         task: ``"slim"`` or ``"train"``.
-        teacher, data, size, steps, recipe, settings: see `slim`.
+        teacher, data, size, steps, hours, recipe, settings: see `slim`.
         student: of a recipe's ``student`` section.
         cache: ``data.cache``.
         assignments: see `slimdpm.recipe_file.load_recipe`.
@@ -152,7 +157,7 @@ def planned(
         "teacher": None if at_hand or teacher is None else str(teacher),
         "student": student,
         "data": {"path": _data_name(data), "size": size, "cache": cache},
-        "train": {"steps": steps},
+        "train": {"steps": steps, "hours": hours},
     }
     file = None if recipe is None else _path("recipe", recipe)
     loaded = load_recipe(file, assignments, values=_given(values), settings=settings)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from slimdpm.method.inherit import MIXING
 from slimdpm.method.losses import RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
 from slimdpm.student_recipe import StudentRecipe
+from slimdpm.system.amounts import duration
 from slimdpm.system.sizes import SMALLEST, Size, sides, size_of
 from slimdpm.system.validation import Section
 
@@ -161,11 +162,36 @@ class ProcessRecipe(Section):
     """the same; `linear`, `scaled_linear`, `squaredcos_cap_v2`"""
 
 
+class TimedTraining(Section):
+    """What was measured for a budget of training time, and the steps that fit into it."""
+
+    hours: float
+    """that were given"""
+    steps: Count
+    step_seconds: float = Field(ge=0)
+    other_seconds: float = Field(ge=0)
+    """of the measurement, samples, checkpoints and report"""
+    machine: str
+    runtime: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps of {self.step_seconds:.3g} s and {duration(self.other_seconds)} for samples, "
+            f"checkpoints and report fit into {self.hours:g} hours, measured on {self.machine}, {self.runtime}"
+        )
+
+
 class TrainRecipe(Section):
     """The loop."""
 
     steps: Count = 100_000
     """optimiser steps"""
+    hours: float | None = Field(None, gt=0, le=8760)
+    """train so long, samples and report included: `steps` is what fits, see [a budget of training
+    time](#a-budget-of-training-time)"""
+    timed: TimedTraining | None = None
+    """what was measured for `hours`, and the steps that it chose; written into the run's recipe, and a recipe that has
+    it takes the same steps on any machine"""
     batch_size: Batch = 64
     """images in a step, over all processes"""
     max_batch_per_device: Batch | None = None
@@ -173,7 +199,7 @@ class TrainRecipe(Section):
     lr: float = Field(2e-4, gt=0, le=1e3)
     """AdamW's learning rate"""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """`constant`, `linear`, `cosine`"""
+    """`constant`, `linear`, `cosine`; by default `constant`, with `hours` `cosine`"""
     warmup: int | None = Field(None, ge=0, le=10**9)
     """steps in which the learning rate rises; a run keeps what it began with; by default 500, of a short run a tenth
     of its steps"""
@@ -190,7 +216,7 @@ class TrainRecipe(Section):
     """`fp32`, `bf16`, `fp16`; weights stay in single precision"""
     ema: float = Field(0.9999, ge=0, lt=1)
     """decay of the averaged weights, reached gradually: after *s* steps it is at most *s* ÷ (9 + *s*), so that a short
-    run's average is of about its last ninth"""
+    run's average is of about its last ninth; by default 0.9999, with `hours` more if else a long run's were of less"""
     freeze: list[str] = Field([])
     """parameters of the student that stay as they start, by patterns such as `"*.gate.*"`"""
     seed: Seed = 0
@@ -210,9 +236,30 @@ class TrainRecipe(Section):
     trackers: list[str] = Field(["tensorboard"])
     """any that accelerate knows; `[]` for none"""
 
+    @model_validator(mode="after")
+    def _steps_or_hours(self) -> TrainRecipe:
+        timed, named = self.timed, "steps" in self.model_fields_set
+        if named and self.undecided:
+            raise ValueError("give steps or hours, not both: hours choose the steps")
+        if timed is not None and timed.hours != self.hours:
+            raise ValueError(f"timed is of {timed.hours:g} hours: leave steps and timed out to have others measured")
+        if timed is not None and (not named or timed.steps != self.steps):
+            raise ValueError(f"hours chose {timed.steps} steps: leave hours and timed out to have others")
+        return self
+
     @property
     def warmup_steps(self) -> int:
         return min(500, self.steps // 10) if self.warmup is None else self.warmup
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the number of steps is still to be measured."""
+        return self.hours is not None and self.timed is None
+
+    def within(self, timed: TimedTraining) -> TrainRecipe:
+        """With the steps that were chosen; the average is of the last ninth of them however many they are."""
+        ema = self.ema if "ema" in self.model_fields_set else max(self.ema, 1 - 9 / (9 + timed.steps))
+        return self.model_copy(update={"steps": timed.steps, "timed": timed, "ema": ema})
 
 
 class SampleRecipe(Section):
@@ -277,11 +324,13 @@ class Recipe(Section):
         init = student.init or ("teacher" if slim and inherits else "random")
         free = slim and not student.budgets and "block_out_channels" not in student.overrides
         ratio = DEFAULT_RATIO if free else student.ratio
+        decays = self.train.hours is not None and "schedule" not in self.train.model_fields_set
+        schedule = "cosine" if decays else self.train.schedule
         overrides = {**(MIXING if init == "teacher" and kind == "spectral" else {}), **student.overrides}
         sections: dict[str, dict[str, Any]] = {
             "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": overrides},
             "data": {"size": self.data.size or size},
-            "train": {"snr_gamma": self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none")},
+            "train": {"snr_gamma": self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none"), "schedule": schedule},
             "samples": {"steps": samples.steps or sample_steps, "prompts": samples.prompts or list(prompts)},
         }
         changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
@@ -293,5 +342,9 @@ class Recipe(Section):
         kind = _kind(self.task, self.student.kind)
         return self.model_copy(update={"student": self.student.model_copy(update={"kind": kind})})
 
+    def plain(self) -> dict[str, Any]:
+        """Plain values, without a number of steps that is still to be measured."""
+        return self.model_dump(mode="json", exclude={"train": {"steps"}} if self.train.undecided else None)
+
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)

@@ -49,14 +49,16 @@ class RunFolder:
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with what is not the same everywhere filled in: a run keeps what it began with.
 
-        That is the defaults of its training, and the student that was measured for a budget in time.
+        That is the defaults of its training, and the student and the steps that were measured for budgets in time.
 
         Raises:
             SlimdpmError: if the folder's recipe is damaged.
         """
         begun = self.recipe() if self.recipe_file.is_file() else recipe
         train, distill, student = recipe.train, recipe.distill, recipe.student
-        if train.warmup is None:
+        if train.undecided and begun.train.timed is not None:
+            train = train.within(begun.train.timed)
+        if train.warmup is None and not train.undecided:
             train = train.model_copy(update={"warmup": begun.train.warmup_steps})
         if distill.reuse is None:
             distill = distill.model_copy(update={"reuse": begun.distill.uses})
@@ -97,6 +99,10 @@ class RunFolder:
         for folder in (self.path, self.checkpoints, self.samples, self.student / "unet"):
             remove_leftovers(folder, locked=True)
         remove_leftovers(self.cache)  # another run may be filling it
+        self.keep(recipe)
+
+    def keep(self, recipe: Recipe) -> None:
+        """Write down what the run, held by this process, is."""
         write_text(self.recipe_file, recipe.to_yaml())
 
     def close(self) -> None:

@@ -41,7 +41,11 @@ Init = Annotated[
         help="First weights: the teacher's most important channels, a head start, or random ones.  [default: teacher]"
     ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.  [default: 100000]")]
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Instead of steps: hours for training with its samples and report, measured on this machine."),
+]
 Size = Annotated[
     Any, size_option("Images are cut to squares of this many pixels, or to height x width.  [default: the network's]")
 ]
@@ -72,6 +76,7 @@ def slim(
     plain: Plain = False,
     init: Init = None,
     steps: Steps = None,
+    hours: Hours = None,
     size: Size = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
@@ -103,6 +108,7 @@ def slim(
         size=size,
         cache=False if no_cache else None,
         steps=steps,
+        hours=hours,
         recipe=recipe,
         assignments=set_ or (),
     )
@@ -122,6 +128,7 @@ def train(
     speedup: Speedup = None,
     max_ms: MaxMs = None,
     steps: Steps = None,
+    hours: Hours = None,
     size: Size = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
@@ -148,6 +155,7 @@ def train(
         size=size,
         cache=False if no_cache else None,
         steps=steps,
+        hours=hours,
         recipe=recipe,
         assignments=set_ or (),
     )

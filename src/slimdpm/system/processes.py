@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import get_int_from_env, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
 
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.stop_signals import hearing
+
+Found = TypeVar("Found")
 
 
 def processes() -> PartialState:
@@ -29,6 +33,26 @@ def on_cpu() -> bool:
 def launched() -> tuple[int, int]:
     """This process's rank and how many there are in its launch, without meeting the others."""
     return get_int_from_env(["RANK"], 0), get_int_from_env(["WORLD_SIZE"], 1)
+
+
+def by_the_first(work: Callable[[], Found]) -> Found:
+    """What the first process of a launch finds, for all of them; the others wait.
+
+    Raises:
+        SlimdpmError: in all of them, if the first one's work does.
+    """
+    if launched()[1] == 1:
+        return work()
+    found: list[Any] = [None]
+    if processes().is_main_process:
+        try:
+            found = [work()]
+        except SlimdpmError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], SlimdpmError):
+        raise found[0]
+    return found[0]
 
 
 def pick_device(name: str | None) -> torch.device:

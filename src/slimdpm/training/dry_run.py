@@ -47,7 +47,7 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
     recipe, plan, train = job.recipe, job.plan, job.recipe.train
     micro_batch, accumulation = split_batch(recipe, processes)
     memory = estimate_memory(job, processes)
-    seen = train.steps * train.batch_size
+    seen = None if train.undecided else train.steps * train.batch_size
     return {
         "student": _network(plan.config, plan.cost),
         "reference": _reference(job),
@@ -68,10 +68,12 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
             "uses": job.uses,
             "resumes_at": resumes_at,
             "images_seen": seen,
-            "epochs": seen / len(job.source),
+            "epochs": seen and seen / len(job.source),
+            "default_steps": "steps" not in train.model_fields_set,
+            "time": str(train.timed) if train.timed is not None else None,
         },
         "memory": memory.as_dict(),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.plain(),
     }
 
 
@@ -122,11 +124,20 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "data", f"{data['about']} as {described(data['size'])}"
     split = f"{shares['processes']} x {shares['micro_batch']} at once"
     more = f", {shares['accumulation']} times" if shares["accumulation"] > 1 else ""
-    yield "steps", f"{train['steps']:,} of {train['batch_size']} images: {split}{more}"
+    count = f"{train['steps']:,}" if "steps" in train else f"as many as fit into {train['hours']:g} hours, each"
+    yield "steps", f"{count} of {train['batch_size']} images: {split}{more}"
+    if shares["time"] is not None:
+        yield "", shares["time"]
+    if "steps" not in train:
+        yield "", "how many is measured when the run starts and kept in its recipe"
+    elif shares["default_steps"]:
+        yield "", "the default; --hours 2 takes as many as fit; a run says after 20 steps how long it takes here"
     if shares["resumes_at"]:
         yield "", f"resuming after step {shares['resumes_at']:,}"
-    yield "images seen", f"{shares['images_seen']:,}, {shares['epochs']:,.1f} epochs"
-    yield "optimiser", f"AdamW, lr {train['lr']:g} {train['schedule']}, {train['warmup']} steps of warm-up"
+    if "steps" in train:
+        yield "images seen", f"{shares['images_seen']:,}, {shares['epochs']:,.1f} epochs"
+    warmup = "a tenth, at most 500" if train["warmup"] is None else train["warmup"]
+    yield "optimiser", f"AdamW, lr {train['lr']:g} {train['schedule']}, {warmup} steps of warm-up"
     yield "", f"running average {train['ema']:g}, gradients clipped to {train['clip']}"
     gamma = train["snr_gamma"]
     denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")

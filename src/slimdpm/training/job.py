@@ -97,6 +97,8 @@ class Job:
             lines.append(f"teacher: {name}, {plan.teacher_cost}: {plan.ratio:.2f} times the student's MACs")
         if recipe.student.timed is not None:
             lines.append(f"time: {recipe.student.timed}")
+        if recipe.train.timed is not None:
+            lines.append(f"hours: {recipe.train.timed}")
         if self.origin is not None:
             lines.append(f"first weights: {self.first_weights}")
         if self.teacher is not None:

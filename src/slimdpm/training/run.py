@@ -18,6 +18,7 @@ from slimdpm.training.checkpoint import checkpoint_step, checkpoints
 from slimdpm.training.job import Job
 from slimdpm.training.prepare import inputs_of, prepare_data
 from slimdpm.training.student_folder import Results
+from slimdpm.training.timed_training import timed_job
 from slimdpm.training.trainer import Trainer
 
 
@@ -66,7 +67,7 @@ def run_job(
         except SlimdpmError:
             run.discard_if_new()
             raise
-        return _train(job, trainer, display, report)
+        return _train(replace(job, recipe=trainer.job.recipe), trainer, display, report)
     finally:
         run.close()
 
@@ -97,6 +98,10 @@ def new_trainer(
     """A job's data made ready, and what trains on it in the run's open folder; the arguments are `Trainer`'s."""
     display = display or Display()
     images, conditioning = prepare_data(job, run, accelerator, display)
+    if job.recipe.train.undecided:
+        job = timed_job(job, conditioning, images, run, display, distiller)
+        if accelerator.is_main_process:
+            run.keep(job.recipe)
     job = replace(job, shell=replace(job.shell, conditioning=conditioning))
     return Trainer(job, images, run, accelerator, display, distiller)
 

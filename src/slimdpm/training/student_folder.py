@@ -20,7 +20,7 @@ from slimdpm.system.progress import Display
 from slimdpm.training.job import Job
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
-_GRID = 16  # images in a grid during training
+GRID = 16  # images in a grid during training
 
 _CARD = """---
 library_name: diffusers
@@ -73,7 +73,7 @@ class Results:
 
     def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """A picture of samples at this step: each student's under the teacher's from the same noise."""
-        count = min(_GRID, self.recipe.samples.count)
+        count = min(GRID, self.recipe.samples.count)
         students = self.sample(self.pipeline(weights), count, f"samples at step {step}")
         rows = students
         columns = min(8, count)
@@ -97,14 +97,18 @@ class Results:
                 array = images.square(captioned.get(prompt, place % len(images)))
                 picture(array).save(temporary / f"{place:05d}.png")
 
-    def sample(self, pipeline: DiffusionPipeline, count: int, label: str) -> np.ndarray:
-        """uint8 ``(count, H, W, C)`` with the recipe's sampler, at the run's size: the teacher's own may be another."""
+    def sample(self, pipeline: DiffusionPipeline, count: int, label: str, steps: int | None = None) -> np.ndarray:
+        """uint8 ``(count, H, W, C)`` with the recipe's sampler, at the run's size: the teacher's own may be another.
+
+        Args:
+            steps: of the sampler, by default the recipe's.
+        """
         s = self.recipe.samples
         with resident(self.shell.frozen, self.place), self.display.task(label, count, unit="images") as task:
             return sample_images(
                 pipeline,
                 count,
-                steps=s.steps,
+                steps=steps or s.steps,
                 scheduler=s.scheduler,
                 seed=s.seed,
                 batch_size=s.batch_size,

@@ -8,16 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast_object_list
-
 from slimdpm.method.slimming import student_base
 from slimdpm.method.timed_plan import SECONDS, Stopwatch, TimeBudget, plan_in_time
 from slimdpm.recipe import Recipe
 from slimdpm.student_recipe import TimedStudent
-from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.machine import device_facts
-from slimdpm.system.processes import launched, pick_device, processes
+from slimdpm.system.machine import device_facts, runtime_facts
+from slimdpm.system.processes import by_the_first, pick_device
 from slimdpm.system.progress import Display
 
 Config = Mapping[str, Any]
@@ -36,24 +32,14 @@ def timed_recipe(recipe: Recipe, base: Config, measured: Config, tokens: int, di
     Raises:
         SlimdpmError: if no student is fast enough, or the network cannot be slimmed.
     """
-    found: list[Any] = [None]
-    alone = launched()[1] == 1
-    if alone or processes().is_main_process:
-        try:
-            found = [_timed(recipe, base, measured, tokens, display)]
-        except SlimdpmError as error:
-            found = [error]
-    if not alone:
-        broadcast_object_list(found)
-    if isinstance(found[0], SlimdpmError):
-        raise found[0]
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"timed": found[0]})})
+    timed = by_the_first(lambda: _timed(recipe, base, measured, tokens, display))
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"timed": timed})})
 
 
 def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display: Display) -> TimedStudent:
     student, device = recipe.student, pick_device(None)
     assert student.kind is not None
-    machine, runtime = device_facts(device), f"eager PyTorch {torch.__version__}"
+    machine, runtime = device_facts(device), runtime_facts()
     display.say(
         f"measuring students of several widths and depths on {machine}, {runtime}: about {SECONDS:.0f} seconds, "
         "more for large networks"

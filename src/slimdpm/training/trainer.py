@@ -24,6 +24,7 @@ from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.losses import PARTS
 from slimdpm.method.networks import build
 from slimdpm.run_folder import RunFolder
+from slimdpm.system.amounts import duration
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, loss_line
 from slimdpm.system.stop_signals import Stopped, stop_signals
@@ -32,6 +33,8 @@ from slimdpm.training.job import Job
 from slimdpm.training.lessons import Lessons
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}  # diffusers' names
+
+_FORECAST = (4, 20)  # the steps between which is measured how long a run takes
 
 Weights = dict[str, Tensor]
 
@@ -66,7 +69,7 @@ class Trainer:
         self.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
         self.state.scaler = accelerator.scaler
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
-        self._mark = time.monotonic()
+        self._mark = self._forecast_mark = time.monotonic()
 
     def _new_state(self) -> Trainable:
         s = self.settings
@@ -120,8 +123,10 @@ class Trainer:
             stop_signals() as received,
             self.display.task(label, self.settings.steps, done=self.state.step, unit="steps") as task,
         ):
-            for numbers in self.steps(on_checkpoint, on_sample, received):
+            for count, numbers in enumerate(self.steps(on_checkpoint, on_sample, received), 1):
                 task.advance(1, numbers)
+                if "steps" not in self.settings.model_fields_set:
+                    self._say_how_long(count)
         self.accelerator.wait_for_everyone()
         return self.weights()
 
@@ -157,6 +162,35 @@ class Trainer:
                 raise Stopped(stop, step)
             self._grid(on_sample)
             yield numbers
+
+    def rehearsal(self) -> Iterator[None]:
+        """Optimiser steps for a clock: without logs, checkpoints or samples, of a trainer that is thrown away."""
+        lessons = self._lessons()
+        while True:
+            self._step(lessons)
+            self._pending.clear()
+            self._wait()
+            yield
+
+    def _wait(self) -> None:
+        """Until the device has done what it was asked to."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def _say_how_long(self, count: int) -> None:
+        """After this sitting's first steps: what nobody asked for, the default number of steps, takes here."""
+        begin, end = _FORECAST
+        if count == begin:
+            self._wait()
+            self._forecast_mark = time.monotonic()
+        elif count == end:
+            self._wait()
+            steps = self.settings.steps
+            left = (time.monotonic() - self._forecast_mark) / (end - begin) * (steps - self.state.step)
+            self.display.say(
+                f"{steps:,} steps, the default, take {duration(left)} more at this speed; --hours 2 takes as many as "
+                "fit into two hours, --steps 1000 a thousand"
+            )
 
     def _grid(self, on_sample: Callable[[int, Weights], None]) -> None:
         """Have a grid of samples made, if it is time."""
