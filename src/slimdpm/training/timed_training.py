@@ -1,4 +1,4 @@
-"""A budget of training time becomes a number of steps: a run's parts are timed here, and what fits stands in the recipe.
+"""A budget of training time becomes a number of steps: the run is timed here, and what fits stands in the recipe.
 
 The steps that are timed are real ones, of networks that are thrown away: the run itself starts afterwards as if they
 had not been. It repeats, and is resumed, without being measured again.
