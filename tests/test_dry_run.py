@@ -65,6 +65,7 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
     assert values["training"] == {
         "processes": 1, "micro_batch": 2, "accumulation": 4, "uses": 1, "resumes_at": 0,
         "images_seen": 800_000, "epochs": pytest.approx(800_000 / 12),
+        "default_steps": True, "time": None,
     }  # fmt: skip
     assert values["recipe"]["teacher"] == str(outline_folder) and len(values["feature_pairs"]) == 5
     for words in (
