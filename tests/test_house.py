@@ -25,7 +25,7 @@ FLOORS = (  # from the ground up; what stands on one line may be imported by the
     ("report",),
     ("training",),
     ("analysis", "export"),
-    ("api", "demo"),
+    ("api", "app", "demo"),
     ("__init__",),
     ("cli",),
 )

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from slimdpm.cli import app as app_command
 from slimdpm.cli import export, measure, originals, profile, runs
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.stop_signals import Stopped, interruptible
@@ -32,7 +33,7 @@ console = Console()
 _TRACEBACK = "--traceback"
 _EXTRAS = {
     "scipy": "metrics", "datasets": "datasets", "transformers": "text", "onnxruntime": "onnx", "skimage": "demo",
-    "onnx": "export", "onnxscript": "export", "openvino": "openvino",
+    "onnx": "export", "onnxscript": "export", "openvino": "openvino", "gradio": "app",
 }  # fmt: skip
 
 reproduce = typer.Typer(help="Claims of the paper, measured.", no_args_is_help=True, rich_markup_mode="markdown")
@@ -56,6 +57,7 @@ app.command()(_quiet(measure.evaluate))
 app.command()(_quiet(measure.analyze))
 app.add_typer(reproduce, name="reproduce")
 reproduce.command()(_quiet(measure.complexity))
+app.command()(_quiet(app_command.app))
 app.command()(_quiet(runs.demo))
 
 

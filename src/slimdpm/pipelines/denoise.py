@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,15 @@ def takes_generator(scheduler: Any) -> bool:
     return "generator" in inspect.signature(scheduler.step).parameters
 
 
-def denoise(
+def trajectory(
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: Any,
     noise: torch.Tensor,
     steps: int,
     generator: torch.Generator | list[torch.Generator] | None = None,
     track: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
-) -> torch.Tensor:
-    """From noise ``(B, C, H, W)`` of unit variance to clean samples.
+) -> Iterator[torch.Tensor]:
+    """From noise ``(B, C, H, W)`` of unit variance to clean samples: the samples after each step, the clean ones last.
 
     Args:
         predict: the network at noisy samples and a timestep.
@@ -46,4 +47,9 @@ def denoise(
     for t in track(scheduler.timesteps):
         prediction = predict(scheduler.scale_model_input(sample, t), t)
         sample = scheduler.step(prediction, t, sample, **extra, return_dict=False)[0]
-    return sample
+        yield sample
+
+
+def denoise(*arguments: Any) -> torch.Tensor:
+    """Clean samples: the end of the `trajectory` of these arguments."""
+    return deque(trajectory(*arguments), maxlen=1).pop()

@@ -7,6 +7,7 @@ the loop here serves all of them, in pixel and in latent space.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +23,7 @@ from torch import nn
 from slimdpm.conditioning import Request
 from slimdpm.data.images import to_pixels
 from slimdpm.method.forward_process import config_of
-from slimdpm.pipelines.denoise import denoise, image_generators
+from slimdpm.pipelines.denoise import denoise, image_generators, trajectory
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.system.errors import SlimdpmError, blamed, first_line
 from slimdpm.system.sizes import Size
@@ -153,7 +154,7 @@ def sample_batches(
     called, decode = unet, shell.decode
     if compiler is not None:
         called, decode = compiler(unet), decode if shell.autoencoder is None else compiler(decode)
-    with _sampling(unet, *([] if shell.autoencoder is None else [shell.autoencoder])):
+    with as_they_sample(unet, *([] if shell.autoencoder is None else [shell.autoencoder])):
         for first in range(indices.start, indices.stop, batch_size):
             batch = range(first, min(first + batch_size, indices.stop))
             samples = clean_samples(called, shell, batch, steps=steps, scheduler=scheduler, seed=seed, request=request)
@@ -162,7 +163,7 @@ def sample_batches(
 
 
 @contextmanager
-def _sampling(*networks: nn.Module) -> Iterator[None]:
+def as_they_sample(*networks: nn.Module) -> Iterator[None]:
     """Networks as they sample: in eval mode, on a CPU with weights in channels-last order, in which convolutions are
     faster there (by up to a fifth, the more the larger the batch; rarely slower). Afterwards they are as they were."""
     training = [network.training for network in networks]
@@ -184,7 +185,7 @@ def _lay_out(networks: Iterable[nn.Module], layout: torch.memory_format) -> None
         network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def clean_samples(
+def forming_samples(
     unet: Any,
     shell: Shell,
     indices: range,
@@ -193,8 +194,9 @@ def clean_samples(
     scheduler: str | None = None,
     seed: int = 0,
     request: Request | None = None,
-) -> torch.Tensor:
-    """What a network in this shell denoises to, ``(B, C, H, W)``: pixels, or latents that nothing has decoded.
+) -> Iterator[torch.Tensor]:
+    """What a network in this shell makes of noise, after each step, ``(B, C, H, W)``: pixels, or latents that nothing
+    has decoded; the last are clean.
 
     The arguments are those of `sample_batches`, of one batch.
     """
@@ -204,10 +206,16 @@ def clean_samples(
     guidance = shell.conditioning.sampling_inputs(indices, request, unet.device)
     guidance = guidance.within(request.guidance_interval, shell.process)
     predict = partial(guidance.predict, unet)
-    samples = denoise(predict, make_scheduler(shell, scheduler), noise, steps, generators)
+    samples = noise
+    for samples in trajectory(predict, make_scheduler(shell, scheduler), noise, steps, generators):
+        yield samples
     if not samples.isfinite().all():
         raise SlimdpmError(f"the samples {indices.start} to {indices[-1]} are not finite: the network is damaged")
-    return samples
+
+
+def clean_samples(unet: Any, shell: Shell, indices: range, **options: Any) -> torch.Tensor:
+    """The last of `forming_samples`, whose arguments these are."""
+    return deque(forming_samples(unet, shell, indices, **options), maxlen=1).pop()
 
 
 def sample_images(pipeline: DiffusionPipeline, count: int, **options: Any) -> np.ndarray:
