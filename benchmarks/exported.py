@@ -58,7 +58,10 @@ def graphs(configs: Mapping[str, Any], family: str) -> dict[str, Graph]:
         torch.manual_seed(0)
         unet, pipeline = build(config).eval(), None
         if family == "ffhq":
-            pipeline = LDMPipeline(VQModel(**AUTOENCODER).eval(), unet, DDIMScheduler(clip_sample=False))
+            autoencoder = VQModel(**AUTOENCODER).eval()
+            # Codes as far apart as a trained book's: a new one's are next to nothing, and drown in rounding.
+            torch.nn.init.normal_(autoencoder.quantize.embedding.weight)
+            pipeline = LDMPipeline(autoencoder, unet, DDIMScheduler(clip_sample=False))
         pipeline = pipeline or DDPMPipeline(unet, DDIMScheduler())
         for graph in graphs_of(unet, shell_of(pipeline)):
             found[name if graph.name == "unet" else "decoder"] = graph

@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 
 import equal_seconds
+import export_bits
+import exported
 import numpy as np
 import pytest
 import recipe_keys
@@ -236,3 +238,11 @@ def test_milliseconds_are_those_measured():
         for batch, figures in zip((1, 8), images, strict=True):
             measured = found["milliseconds"][f"one thread, processor time, batch {batch}"][network].values()
             assert [float(f) for f in re.findall(r"[0-9.]+", figures)] == pytest.approx([*measured], rel=0.01)
+
+
+def test_what_leaving_pytorch_is_worth_is_what_was_measured():
+    results, page = ROOT / "benchmarks/results", (ROOT / "docs/run-anywhere.md").read_text(encoding="utf-8")
+    calls = exported.table(json.loads((results / "exported.json").read_text()))
+    bits = export_bits.table(json.loads((results / "export_bits.json").read_text())["weights"])
+    told = [line for line in f"{calls}\n{bits}".splitlines() if line.startswith("|")]
+    assert len(told) > 15 and not [line for line in told if line not in page]
