@@ -4,7 +4,7 @@
 
 The demo's teacher, whose weights come with slimdpm, is exported with weights of 32, 16 and 8 bits; each folder's
 generate.py makes the same images (20 steps of dpm++, seed 0). Kernel distance (EfficientNet-lite0 features) to 1,000 of
-the crops that the teacher was trained on, and the mean difference of pixels to the images of 32 bits. About five minutes
+the crops that the teacher was trained on, and the mean difference of pixels to the images of 32 bits. Five minutes
 on one core; what is made already is not made again.
 """
 

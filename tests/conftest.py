@@ -5,6 +5,7 @@ What takes seconds to import is imported where it is used: the process that hand
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -65,6 +66,22 @@ def brief_reports():
 @pytest.fixture
 def no_figures(brief_reports):
     """As reports are now everywhere."""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The system's browser, without a window."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -155,21 +155,6 @@ def test_the_server_takes_no_file_and_answers_to_no_other_name(address):
     assert status >= 400
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("there is no Chromium or Chrome on the PATH")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def test_a_click_makes_the_images_of_both(address, chromium, request):
     page = chromium.new_page(viewport={"width": 1000, "height": 800})
     asked, complaints = [], []
