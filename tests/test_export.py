@@ -329,7 +329,7 @@ def test_the_command_writes_what_other_tools_load(saved, tmp_path):
     assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert list((tmp_path / "hub" / "unet").glob("*.py"))
     for words, message in (
-        (["--to", "hub", "--steps", "4"], "belong to --to onnx and openvino"),
+        (["--to", "hub", "--steps", "4"], "belong to --to onnx, openvino and web"),
         (["--half", "--int8"], "--int8 goes with --to onnx"),
         (["--steps", "four"], "--steps four: give numbers"),
         (["--to", "single-file", "-o", str(tmp_path / "x.safetensors")], "single files are written of"),

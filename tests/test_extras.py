@@ -13,8 +13,8 @@ import slimdpm
 
 # What the extras bring, by the names of modules and of what pip writes beside them.
 OPTIONAL = (
-    "datasets", "efficientnet_lite", "gradio", "onnx", "scikit_image", "scikit_learn", "scipy", "skimage", "sklearn",
-    "transformers",
+    "datasets", "efficientnet_lite", "gradio", "onnx", "openvino", "peft", "scikit_image", "scikit_learn", "scipy",
+    "skimage", "sklearn", "transformers",
 )  # fmt: skip
 
 PROGRAM = """
@@ -53,6 +53,7 @@ def test_a_base_install_imports_everything_and_names_each_missing_extra(tmp_path
     measured = ["evaluate", model, "--against", images, "-o", out]
     commands = {
         "app": ["app", model],
+        "export": ["export", model, "-o", out],
         "text": ["sample", str(tmp_path / "sd"), "-o", out],
         "datasets": ["slim", model, "hf:photos", "-o", out],
         "onnx": [*measured, "--extractor", str(tmp_path / "features.onnx")],
