@@ -56,6 +56,6 @@ class TransformerDenoiser(nn.Module):
             class_labels: ``(B,)``.
             return_dict: as of a U-Net; there is no other form than the tuple.
         """
-        timestep = timestep.to(sample.device).expand(len(sample))  # (B,)
+        timestep = timestep.to(sample.device).expand(sample.shape[0])  # (B,); len() would fix B in an export
         output = self.transformer(sample, timestep=timestep, class_labels=class_labels, return_dict=False)[0]
         return (output[:, : self.config.in_channels],)  # of (B, 2C, H, W)
