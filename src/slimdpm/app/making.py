@@ -16,6 +16,7 @@ from slimdpm.pipelines.sampling import SCHEDULERS, as_they_sample, forming_sampl
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import Teacher, open_pipeline
 from slimdpm.run_folder import RunFolder
+from slimdpm.system.devices import synchronize
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.processes import pick_device
 from slimdpm.system.progress import Display
@@ -139,7 +140,6 @@ def make_images(
 def _forming(network: Teacher, images: range, options: Mapping[str, Any]) -> Iterator[Made]:
     """Images of one network as they form."""
     shell, unet = network.shell, network.unet
-    wait = torch.cuda.synchronize if unet.device.type == "cuda" else lambda: None
     taken = make_scheduler(shell, options["scheduler"])
     taken.set_timesteps(options["steps"])
     calls = len(taken.timesteps)
@@ -147,7 +147,7 @@ def _forming(network: Teacher, images: range, options: Mapping[str, Any]) -> Ite
     with as_they_sample(unet, *([] if shell.autoencoder is None else [shell.autoencoder])):
         start = time.perf_counter()
         for samples in forming_samples(unet, shell, images, **options):
-            wait()
+            synchronize(unet.device)
             seconds.append(time.perf_counter() - start)
             if len(seconds) % max(1, calls // _PREVIEWS) == 0:
                 yield Made(_preview(samples), len(seconds), calls, sum(seconds), float(np.median(seconds)))

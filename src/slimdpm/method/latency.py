@@ -17,6 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from slimdpm.method.networks import build, call, example_inputs
+from slimdpm.system.devices import synchronize
 from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
@@ -63,15 +64,14 @@ def timings(
         clock: `time.process_time` is the processor's time of all threads: with one thread it repeats best, since it
             stands still while other work has the processor.
     """
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for turn in range(rounds + 1):
             for name, call in calls.items():
-                wait()
+                synchronize(device)
                 start = clock()
                 call()
-                wait()
+                synchronize(device)
                 if turn:
                     seconds[name].append(clock() - start)
     return {name: Latency.of(values) for name, values in seconds.items()}
@@ -142,18 +142,17 @@ def brief_latencies(networks: Mapping[str, Any], *, seconds: float = 6.0, **opti
 def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int = 77) -> dict[str, float]:
     """Mean seconds of a forward pass by kind of layer, see `KINDS`; ``"rest"`` is what lies between them."""
     device = next(network.parameters()).device
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     spent: dict[str, float] = defaultdict(float)
     inside: list[tuple[Any, float]] = []
 
     def enter(module: nn.Module, *_: Any) -> None:
         if not inside:
-            wait()
+            synchronize(device)
             inside.append((module, time.perf_counter()))
 
     def leave(module: nn.Module, *_: Any) -> None:
         if inside[0][0] is module:
-            wait()
+            synchronize(device)
             kind = next(kind for kind, classes in KINDS.items() if isinstance(module, classes))
             spent[kind] += time.perf_counter() - inside.pop()[1]
 
@@ -167,7 +166,7 @@ def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int 
         start = time.perf_counter()
         for _ in range(rounds):
             call()
-        wait()
+        synchronize(device)
         whole = time.perf_counter() - start
     return {kind: spent[kind] / rounds for kind in KINDS} | {"rest": (whole - sum(spent.values())) / rounds}
 

@@ -9,6 +9,12 @@ import torch
 from torch import nn
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to; a CPU has. For clocks."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @contextmanager
 def resident(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Frozen networks on a device while the context is open, then where they were: training may do without them."""

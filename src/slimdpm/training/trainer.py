@@ -25,6 +25,7 @@ from slimdpm.method.losses import PARTS
 from slimdpm.method.networks import build
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.amounts import duration
+from slimdpm.system.devices import synchronize
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, loss_line
 from slimdpm.system.stop_signals import Stopped, stop_signals
@@ -169,22 +170,17 @@ class Trainer:
         while True:
             self._step(lessons)
             self._pending.clear()
-            self._wait()
+            synchronize(self.accelerator.device)
             yield
-
-    def _wait(self) -> None:
-        """Until the device has done what it was asked to."""
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()
 
     def _say_how_long(self, count: int) -> None:
         """After this sitting's first steps: what nobody asked for, the default number of steps, takes here."""
         begin, end = _FORECAST
         if count == begin:
-            self._wait()
+            synchronize(self.accelerator.device)
             self._forecast_mark = time.monotonic()
         elif count == end:
-            self._wait()
+            synchronize(self.accelerator.device)
             steps = self.settings.steps
             left = (time.monotonic() - self._forecast_mark) / (end - begin) * (steps - self.state.step)
             self.display.say(
