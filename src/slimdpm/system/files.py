@@ -55,9 +55,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """`atomic_file` for a folder that does not exist yet."""
+    """`atomic_file` for a folder that does not exist yet. What dead processes left of it goes, too."""
     temporary = _temporary(path)
     with explained(path):
+        remove_leftovers(path.parent, path.name)
         shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with our number
         try:
             temporary.mkdir(parents=True)

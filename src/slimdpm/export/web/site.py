@@ -21,7 +21,7 @@ from slimdpm.export.storage import Weights
 from slimdpm.export.web.runtime import VERSION, WEBGPU, checked, write_runtime
 from slimdpm.system.amounts import storage
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import atomic_folder, check_new, remove_leftovers
+from slimdpm.system.files import atomic_folder, check_new
 from slimdpm.system.hashing import digest, file_digests
 from slimdpm.system.progress import Display
 
@@ -56,7 +56,6 @@ def write_site(
     """
     display = display or Display()
     check_new(output)
-    remove_leftovers(output.parent, output.name)
     models = {"model": source} | ({"teacher": teacher} if teacher else {})
     package = checked(runtime)  # before what takes long
     with atomic_folder(output) as site:
