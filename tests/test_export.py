@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 
 import diffusers
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, VQModel
 from helpers import AUTOENCODER, CLASSES, NAMES, TINY, TINY_CONDITION, text_pipeline, tiny_tokenizer
+from onnx import numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,13 +22,13 @@ from slimdpm import ClassConditionalLDMPipeline, Request, SlimdpmError, Spectral
 from slimdpm.cli.main import app
 from slimdpm.export import runner
 from slimdpm.export.checks import check_graph
-from slimdpm.export.folder import Samplers, export_pipeline
+from slimdpm.export.folder import Samplers, export_pipeline, sampler_tables
 from slimdpm.export.graphs import graphs_of
 from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.storage import shrink
 from slimdpm.pipelines.denoise import denoise, image_generators
 from slimdpm.pipelines.loading import load_pipeline
-from slimdpm.pipelines.sampling import SCHEDULERS
+from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler
 from slimdpm.pipelines.shell import network_of, shell_of
 
 SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
@@ -227,9 +230,6 @@ def resealed(folder, name, text):
 
 
 def nan(folder):
-    import onnx
-    from onnx import numpy_helper
-
     model = onnx.load(folder / "unet" / "model.onnx")
     weights = max((t for t in model.graph.initializer if t.data_type == 1), key=lambda t: np.prod(t.dims))
     weights.CopyFrom(numpy_helper.from_array(np.full(weights.dims, np.nan, np.float32), weights.name))
@@ -316,6 +316,10 @@ def test_fewer_bits_are_smaller_and_near(exported, saved, tmp_path):
         shrink(file, weights)
         off.append(check_graph(graph, file, weights))
         assert file.stat().st_size < before
+    whole = onnx.load(exported / "unet" / "model.onnx")
+    onnx.save(whole, large := tmp_path / "large.onnx", save_as_external_data=True, location="large.onnx.data")
+    shrink(large, "float16")
+    assert not (tmp_path / "large.onnx.data").exists() and check_graph(graph, large, "float16") == off[0]
     assert 0 < off[0] < 2e-3 and off[0] < off[1] < 0.1
 
 
@@ -336,6 +340,14 @@ def test_the_command_writes_what_other_tools_load(saved, tmp_path):
     ):
         with pytest.raises(SlimdpmError, match=message):
             export("-o", str(tmp_path / "out"), *words)
+
+
+def test_two_samplers_of_one_class_keep_their_names(saved):
+    shell = shell_of(load_pipeline(saved))
+    own = make_scheduler(shell, "dpm++sde")
+    tables = sampler_tables(replace(shell, scheduler=own), Samplers((None, "dpm++"), (3,)))
+    assert list(tables) == ["dpm++sde", "dpm++"]
+    assert [tables[name]["3"]["steps"][0]["draws"] for name in tables] == [True, False]
 
 
 def test_refusals_come_before_the_work(saved, tmp_path):

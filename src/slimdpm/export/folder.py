@@ -27,7 +27,7 @@ from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.amounts import storage
-from slimdpm.system.files import atomic_folder, check_new, remove_leftovers
+from slimdpm.system.files import atomic_folder, check_new
 from slimdpm.system.hashing import file_digest, fingerprint
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import sides
@@ -75,8 +75,7 @@ def export_pipeline(
     """
     display, samplers, output = display or Display(), samplers or Samplers(), Path(output)
     check_new(output)
-    remove_leftovers(output.parent, output.name)
-    pipeline = open_pipeline(source).to("cpu")
+    pipeline = open_pipeline(source)
     shell, network = shell_of(pipeline), network_of(pipeline)
     tables = sampler_tables(shell, samplers)
     with atomic_folder(output) as folder:
@@ -106,10 +105,16 @@ def sampler_tables(shell: Shell, samplers: Samplers) -> dict[str, dict[str, Any]
     for name in samplers.names:
         for steps in samplers.steps:
             probe(shell, name, steps, "--steps")
-        made = make_scheduler(shell, name)
-        short = name or next((k for k, v in SCHEDULERS.items() if v[0] == type(made).__name__), type(made).__name__)
-        tables[short] = {str(n): sampler_table(make_scheduler(shell, name), n).as_json() for n in samplers.steps}
+        made = {str(n): sampler_table(make_scheduler(shell, name), n).as_json() for n in samplers.steps}
+        tables[name or _name_of(shell.scheduler)] = made
     return tables
+
+
+def _name_of(scheduler: Any) -> str:
+    """The short name of a scheduler, or its class: two short names may be of one class."""
+    cls, config = type(scheduler).__name__, scheduler.config
+    named = (name for name, (kind, own) in SCHEDULERS.items() if kind == cls and own.items() <= dict(config).items())
+    return next(named, cls)
 
 
 def _write_graph(graph: Graph, folder: Path, to: Runtime, weights: Weights, display: Display) -> None:
@@ -190,11 +195,12 @@ def _words_of(tokenizer: Any) -> dict[str, Any]:
 
 
 def _index(pipeline: Any, folder: Path) -> dict[str, Any]:
-    """As diffusers writes it, of the parts that are there; the U-Net by its parent class, whose graph it is."""
+    """As diffusers writes it, of the parts that are there; the U-Net by the class of diffusers that it is one of."""
     found = json.loads(pipeline.to_json_string())
     parts = {name: value for name, value in found.items() if isinstance(value, list) and (folder / name).is_dir()}
     if "unet" in parts:
-        parts["unet"] = ["diffusers", type(network_of(pipeline)).__mro__[0].__name__.removeprefix("Spectral")]
+        known = next(cls for cls in type(pipeline.unet).__mro__ if cls.__module__.startswith("diffusers."))
+        parts["unet"] = ["diffusers", known.__name__]
     rest = {name: value for name, value in found.items() if not isinstance(value, list)}
     return {**rest, **parts}
 
@@ -213,7 +219,7 @@ def _write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-_CARD = """# {title}
+_CARD = """# An exported diffusion pipeline
 
 Made by {made}. Images from this folder need neither PyTorch nor slimdpm:
 
@@ -230,7 +236,6 @@ that this was exported from. Samplers and numbers of steps: {samplers}.
 def _card(manifest: dict[str, Any], tables: dict[str, dict[str, Any]], to: Runtime) -> str:
     asks = {"class": "--class 0 ", "text": '--prompt "..." '}.get(str((manifest["condition"] or {}).get("kind")), "")
     return _CARD.format(
-        title="An exported diffusion pipeline",
         made=manifest["made by"],
         runtime="onnxruntime" if to == "onnx" else "openvino",
         asks=asks,

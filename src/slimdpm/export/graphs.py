@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
+from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.pipelines.shell import Shell
@@ -149,7 +150,7 @@ def _of_text(shell: Shell, conditioning: Text) -> Iterator[Graph]:
 
 
 def _denoiser(network: Any, shell: Shell) -> Graph:
-    embedder = next((m for m in shell.conditioning.modules if type(m).__name__ == "ClassEmbedder"), None)
+    embedder = shell.conditioning.embedder if isinstance(shell.conditioning, ClassLabels) else None
     inputs = example_inputs(network.config, batch=_BATCH, size=shell.size, tokens=shell.conditioning.tokens)
     if embedder is not None:
         inputs = {name: value for name, value in inputs.items() if name != "encoder_hidden_states"}

@@ -330,10 +330,10 @@ def _classes(told: dict, wanted: list[str]) -> list[int]:
 # Images.
 
 
-def batches(folder: Path, options: argparse.Namespace, told: Callable[[], None]) -> Iterator[tuple[int, np.ndarray]]:
+def batches(
+    folder: Path, manifest: dict, table: dict, options: argparse.Namespace, told: Callable[[], None]
+) -> Iterator[tuple[int, np.ndarray]]:
     """Image by image its number and pixels ``(H, W, C)``; `told` is called after each step."""
-    manifest = manifest_of(folder)
-    table = table_of(folder, manifest, options.scheduler, options.steps)
     opened = networks(folder, manifest, options.threads)
     given_to = conditions(folder, manifest, options, opened)
     unet, decoder = opened("unet"), opened("decoder") if manifest.get("decoder") else None
@@ -377,11 +377,10 @@ def main(words: list[str] | None = None, folder: Path | None = None) -> int:
     began = time.perf_counter()
     try:
         manifest = manifest_of(folder)
-        calls = len(table_of(folder, manifest, options.scheduler, options.steps)["steps"])
-        total = calls * math.ceil(options.count / options.batch_size)
-        progress = Progress(total)
+        table = table_of(folder, manifest, options.scheduler, options.steps)
+        progress = Progress(len(table["steps"]) * math.ceil(options.count / options.batch_size))
         made = 0
-        for number, pixels in batches(folder, options, progress):
+        for number, pixels in batches(folder, manifest, table, options, progress):
             options.output.mkdir(parents=True, exist_ok=True)
             save(options.output / f"{number:05d}.png", pixels)
             made += 1

@@ -49,6 +49,8 @@ def shrink(file: Path, weights: Weights) -> None:
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
     graph.node.extend([*nodes, *rest])
+    for beside in file.parent.glob(f"{file.name}.*"):  # weights that had no room in the file: they are in it now
+        beside.unlink()
     onnx.save(model, file)
 
 

@@ -152,9 +152,8 @@ def checked_index(folder: Path, source: str | Path = "") -> Index:
             if named not in _PARTS.get(part, {}).get(library, ()):
                 raise SlimdpmError(f"the {part} of {source} is a {named} of {library}, which is not supported")
             parts[part] = _class_of(library, named)
-            if (
-                library != HUB_UNET and (place(folder, part) / f"{library}.py").exists()
-            ):  # some versions of diffusers run it
+            # Some versions of diffusers run such a file.
+            if library != HUB_UNET and (place(folder, part) / f"{library}.py").exists():
                 raise SlimdpmError(f"{source} holds code: remove {part}/{library}.py")
     for file in (*folder.glob("*config*.json"), *folder.glob("*/*config*.json")):
         try:
