@@ -27,7 +27,7 @@ from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.amounts import storage
-from slimdpm.system.files import atomic_folder, check_new
+from slimdpm.system.files import atomic_folder, check_new, write_json
 from slimdpm.system.hashing import file_digest, fingerprint
 from slimdpm.system.progress import Display
 from slimdpm.system.sizes import sides
@@ -86,9 +86,9 @@ def export_pipeline(
         manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
         if getattr(pipeline, "tokenizer", None) is not None:
             _write_tokenizer(pipeline.tokenizer, folder)
-        _write(folder / "model_index.json", _index(pipeline, folder))
-        _write(folder / "sampler.json", {"schedulers": tables})
-        _write(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
+        write_json(folder / "model_index.json", _index(pipeline, folder))
+        write_json(folder / "sampler.json", {"schedulers": tables})
+        write_json(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
         shutil.copyfile(runner.__file__, folder / "generate.py")
         (folder / "README.md").write_text(_card(manifest, tables, to), encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
@@ -169,9 +169,9 @@ def _condition(conditioning: Conditioning) -> dict[str, Any] | None:
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """For the runner, and as transformers 4 (which optimum is built on) and 5 read it: both read other files."""
     words = _words_of(tokenizer)
-    _write(folder / "tokens.json", words)
+    write_json(folder / "tokens.json", words)
     tokenizer.save_pretrained(folder / "tokenizer")
-    _write(folder / "tokenizer" / "vocab.json", words["vocabulary"])
+    write_json(folder / "tokenizer" / "vocab.json", words["vocabulary"])
     lines = ["#version: 0.2", *(" ".join(pair) for pair in words["merges"])]
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -213,10 +213,6 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file, "sha256")}
         for file in files
     }
-
-
-def _write(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 _CARD = """# An exported diffusion pipeline

@@ -21,7 +21,7 @@ from slimdpm.export.storage import Weights
 from slimdpm.export.web.runtime import VERSION, WEBGPU, checked, write_runtime
 from slimdpm.system.amounts import storage
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.files import atomic_folder, check_new
+from slimdpm.system.files import atomic_folder, check_new, write_json
 from slimdpm.system.hashing import digest, file_digests
 from slimdpm.system.progress import Display
 
@@ -67,7 +67,7 @@ def write_site(
         (site / "runtime").mkdir()
         write_runtime(package, site / "runtime")
         shutil.copytree(_PAGE, site, dirs_exist_ok=True)
-        (site / "site.json").write_text(json.dumps({"models": list(models), "runtime": VERSION}) + "\n")
+        write_json(site / "site.json", {"models": list(models), "runtime": VERSION})
         _write_worker(site)
     sizes = {name: sum(f.stat().st_size for f in (output / name).rglob("*") if f.is_file()) for name in models}
     parts = ", ".join(f"{name} {storage(size)}" for name, size in sizes.items())
@@ -105,7 +105,7 @@ def _copied(exported: Path, folder: Path) -> dict[str, Any]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(exported / name, folder / name)
     manifest["files"] = {name: manifest["files"][name] for name in wanted}
-    (folder / "slimdpm.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "slimdpm.json", manifest)
     return manifest
 
 
