@@ -14,7 +14,7 @@ FLOORS = (  # from the ground up; what stands on one line may be imported by the
     ("wavelet",),
     ("unet",),
     ("method",),
-    ("student_recipe",),
+    ("student_recipe", "train_recipe"),
     ("recipe",),
     ("recipe_file",),
     ("run_folder",),

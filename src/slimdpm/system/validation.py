@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from slimdpm.system.errors import SlimdpmError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# Numbers beyond these are slips of the finger: they would fail late, or fill a memory.
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps and images
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]  # images at once
+Number = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Section(BaseModel):

@@ -19,13 +19,14 @@ from diffusers import DiffusionPipeline
 from slimdpm.conditioning import Conditioning
 from slimdpm.data.dataset import Images
 from slimdpm.method.distiller import Distiller
-from slimdpm.recipe import Recipe, TimedTraining
+from slimdpm.recipe import Recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.amounts import duration
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.machine import device_facts, runtime_facts
 from slimdpm.system.processes import by_the_first
 from slimdpm.system.progress import Display
+from slimdpm.train_recipe import TimedTraining
 from slimdpm.training.accelerator import make_accelerator
 from slimdpm.training.checkpoint import save_checkpoint
 from slimdpm.training.job import Job
