@@ -25,7 +25,6 @@ from ablation.tables import markdown
 from conditional_parts import (
     HIDDEN,
     TOKENS,
-    Classifier,
     caption,
     kept_features,
     prepare_photos,
@@ -38,6 +37,7 @@ from rich.console import Console
 
 from slimdpm.conditioning import Request
 from slimdpm.method.cost import measure
+from slimdpm.metrics.classifier import Classifier
 from slimdpm.metrics.collect import Generated, collect
 from slimdpm.metrics.distances import kernel_distance
 from slimdpm.metrics.extractors import Extractor, load_extractor
@@ -149,7 +149,7 @@ def main() -> None:
     with FileLock(work / ".lock"):
         parts = {"training": images, "real": real, "encoded": encoded}
         features = {n: kept_features(extractor, part, work / f"{n}.npy", display) for n, part in parts.items()}
-    classifier = Classifier(features["training"], labels)
+    classifier = Classifier.fit(features["training"], labels)
     error = np.square(encoded / 255.0 - real / 255.0).mean()
     facts = {
         "hardware": machine_facts(),

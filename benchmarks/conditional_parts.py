@@ -1,5 +1,5 @@
-"""What conditional.py needs beside slimdpm: photographs with classes and captions, an autoencoder, a text-to-image
-pipeline to begin with, and a classifier.
+"""What conditional.py needs beside slimdpm: photographs with classes and captions, an autoencoder, and a text-to-image
+pipeline to begin with.
 """
 
 from __future__ import annotations
@@ -177,37 +177,3 @@ def kept_features(extractor: Extractor, images: np.ndarray, file: Path, display:
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, np.concatenate(found))
     return np.load(file)
-
-
-class Classifier:
-    """Logistic regression on features of real photographs.
-
-    Args:
-        features: ``(N, D)``.
-        labels: ``(N,)`` int.
-        decay: weight of the squared norm, beside the mean cross entropy.
-    """
-
-    def __init__(self, features: np.ndarray, labels: np.ndarray, decay: float = 1e-3):
-        self.mean, self.deviation = features.mean(0), features.std(0) + 1e-6
-        x, y = self._scaled(features), torch.from_numpy(labels)
-        torch.manual_seed(0)
-        self.linear = torch.nn.Linear(x.shape[1], int(labels.max()) + 1)
-        optimiser = torch.optim.LBFGS(self.linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(self.linear(x), y) + decay * self.linear.weight.square().sum()
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
-
-    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Part of the images whose class is named."""
-        with torch.no_grad():
-            named = self.linear(self._scaled(features)).argmax(1).numpy()
-        return float((named == labels).mean())
-
-    def _scaled(self, features: np.ndarray) -> Tensor:
-        return torch.from_numpy((features - self.mean) / self.deviation)

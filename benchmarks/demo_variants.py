@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from ablation.grid import MIN_SNR, NO_TEACHER
+from crops import crops_lite, crops_recipe
 
 from slimdpm.data.demo_photographs import demo_source
 from slimdpm.data.images import to_model_range
-from slimdpm.demo import demo_recipe, lite_recipe
 from slimdpm.metrics.denoising import TIMESTEPS, denoising_errors
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.recipe import Recipe
@@ -52,9 +52,9 @@ VARIANTS: dict[str, dict] = {"default": {}, **{name: {**PLAIN, **settings} for n
 
 
 def variant_recipe(settings: dict, seed: int, steps: int | None) -> Recipe:
-    base = demo_recipe(seed, steps)
+    base = crops_recipe(seed, steps)
     if settings.get("lite"):
-        base = lite_recipe(base)
+        base = crops_lite(base)
     changed = {key: value for key, value in settings.items() if key != "lite"}
     values = flatten(base.model_dump(mode="json"))
     return load_recipe(None, settings={**{k: v for k, v in values.items() if v is not None}, **changed})

@@ -21,17 +21,17 @@ import torch
 from ablation.grid import DENSE_MIXED
 from ablation.sizes import SIZES
 from ablation.tables import markdown
+from crops import crops_recipe
 
-from slimdpm.demo import demo_recipe
 from slimdpm.method.cost import measure
 from slimdpm.method.latency import latencies
 from slimdpm.method.networks import build
 from slimdpm.method.presets import find_network
 from slimdpm.method.slimming import Budget, plan_student
-from slimdpm.pipelines.loading import ASSETS
 from slimdpm.system.documents import read_json
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
+from slimdpm.system.packaged import ASSETS
 
 BATCHES = (1, 8)
 CLOCKS = {  # the second one wants a machine that is idle otherwise
@@ -47,7 +47,7 @@ def families() -> dict[str, dict[str, Mapping[str, Any]]]:
     """Configs of teacher, Lite and Spectral."""
     demo = read_json(ASSETS / "demo-teacher/unet/config.json")
     garments = read_json(Path(__file__).parent / "teachers/clothing-32/unet/config.json")
-    budget, size = Budget(ratio=demo_recipe().student.ratio), SIZES["32"]
+    budget, size = Budget(ratio=crops_recipe().student.ratio), SIZES["32"]
     found = {"ffhq": {name: find_network(f"ldm4{end}").config for name, end in ENDS.items()}}
     for family, teacher in (("demo", demo), ("garments", garments)):
         found[family] = {"teacher": teacher}

@@ -9,6 +9,6 @@ from pathlib import Path
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
 wanted = list(project["dependencies"])
-wanted += [requirement for name in ("datasets", "demo", "metrics", "onnx", "text") for requirement in extras[name]]
+wanted += [requirement for name in ("crops", "datasets", "metrics", "onnx", "text") for requirement in extras[name]]
 wanted += [r for r in extras["dev"] if not r.startswith(("slimdpm", "mypy", "ruff", "types-"))]
 print(*(requirement.replace(">=", "==") for requirement in wanted))

@@ -50,7 +50,7 @@ def brief_reports():
     """Figures without a drawing, see `helpers.drawn`, and seconds of one round: both take longer than a short run."""
     from matplotlib.figure import Figure
 
-    from slimdpm import demo
+    from slimdpm.demo import run
     from slimdpm.training import run_report
 
     def savefig(figure, target, **options):
@@ -58,7 +58,7 @@ def brief_reports():
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Figure, "savefig", wraps(Figure.savefig)(savefig))
-        for place in (run_report, demo):
+        for place in (run_report, run):
             patched.setattr(place, "brief_latencies", partial(place.brief_latencies, seconds=0))
         yield
 

@@ -57,7 +57,7 @@ def test_a_base_install_imports_everything_and_names_each_missing_extra(tmp_path
         "text": ["sample", str(tmp_path / "sd"), "-o", out],
         "datasets": ["slim", model, "hf:photos", "-o", out],
         "onnx": [*measured, "--extractor", str(tmp_path / "features.onnx")],
-        "demo": ["slim", model, "demo:train", "-o", out],
+        "crops": ["slim", model, "demo:train", "-o", out],
         "metrics": [*measured, "--extractor", "efficientnet-lite0"],
     }
     source = Path(slimdpm.__file__).parents[1]

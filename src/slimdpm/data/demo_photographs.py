@@ -1,4 +1,4 @@
-"""The demo's images: random crops of the photographs that scikit-image and scikit-learn carry. Nothing is downloaded.
+"""Images for trials: random crops of the photographs that scikit-image and scikit-learn carry. Nothing is downloaded.
 
 The photographs are split, not the crops: no part of a held-out photograph is ever trained on.
 """
@@ -24,7 +24,7 @@ SHRINK = (2, 4)  # photographs are shrunk by one of these first, so that a crop 
 
 
 def demo_source(split: str) -> Arrays:
-    """The demo's crops, the same ones every time, as uint8 ``(N, 32, 32, 3)``.
+    """The crops, the same ones every time, as uint8 ``(N, 32, 32, 3)``.
 
     Args:
         split: ``"train"`` (24,000 crops of 14 photographs) or ``"held-out"`` (512 crops of 2 others).
@@ -36,7 +36,7 @@ def demo_source(split: str) -> Arrays:
         return Arrays(_crops(TRAINING, 24_000, seed=0), "demo:train")
     if split == "held-out":
         return Arrays(_crops(HELD_OUT, 512, seed=1), "demo:held-out")
-    raise SlimdpmError(f"the demo's data are demo:train and demo:held-out, not demo:{split}")
+    raise SlimdpmError(f"the crops are demo:train and demo:held-out, not demo:{split}")
 
 
 def _crops(names: Sequence[str], count: int, seed: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def _photograph(name: str) -> Image.Image:
         from sklearn.datasets import load_sample_image
     except ImportError:
         raise SlimdpmError(
-            "the demo takes its photographs from scikit-image and scikit-learn: pip install slimdpm[demo]"
+            "the crops are of photographs in scikit-image and scikit-learn: pip install slimdpm[crops]"
         ) from None
     if name in ("china", "flower"):
         array = load_sample_image(f"{name}.jpg")

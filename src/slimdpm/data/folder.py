@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from slimdpm.data.images import EXTENSIONS, open_image
-from slimdpm.data.labels import MOST_TEXT, TEXT_COLUMNS, Labels, number_labels
+from slimdpm.data.labels import MOST_TEXT, TEXT_COLUMNS, Labels, folder_labels, number_labels
 from slimdpm.data.metadata_files import Metadata, read_metadata
 from slimdpm.system.documents import read_text
 from slimdpm.system.errors import SlimdpmError, blamed
@@ -57,13 +57,9 @@ class Folder:
             return number_labels(values, self.name)
         if self.label_column is not None:
             raise self._lacks(self.label_column)
-        places = [file.relative_to(self.root).parts for file in self.files]
-        if self.metadata.unlabelled or all(len(parts) == 1 for parts in places):
+        if self.metadata.unlabelled:
             return None
-        loose = next((i for i, parts in enumerate(places) if len(parts) == 1), None)
-        if loose is not None:
-            raise SlimdpmError(f"{self.name(loose)} of {self.root} has no label: it lies in no class folder")
-        return number_labels([parts[0] for parts in places], self.name)
+        return folder_labels([file.relative_to(self.root).parts for file in self.files], self.name, self.root)
 
     def captions(self) -> list[Any] | None:
         values = self._column(self.text_column, TEXT_COLUMNS)

@@ -59,6 +59,25 @@ def _caption(value: Any, source: Any, index: int) -> str:
     return value
 
 
+def folder_labels(places: Sequence[tuple[str, ...]], name: Callable[[int], str], root: object) -> Labels | None:
+    """Labels from the folders in which images lie, numbered by `number_labels`; None if all lie in none.
+
+    Args:
+        places: the parts of each image's path below the root.
+        name: of an image by its number, for the message.
+        root: what holds the images, for the message.
+
+    Raises:
+        SlimdpmError: if some lie in a folder and some do not.
+    """
+    if all(len(parts) == 1 for parts in places):
+        return None
+    loose = next((i for i, parts in enumerate(places) if len(parts) == 1), None)
+    if loose is not None:
+        raise SlimdpmError(f"{name(loose)} of {root} has no label: it lies in no class folder")
+    return number_labels([parts[0] for parts in places], name)
+
+
 def number_labels(values: Sequence[Any], name: Callable[[int], str]) -> Labels:
     """Labels from numbers or names. Text that is a whole number everywhere means that number.
 

@@ -14,6 +14,7 @@ from slimdpm.data.shards import Shards
 from slimdpm.data.sources import Source
 from slimdpm.recipe import DataRecipe
 from slimdpm.system.errors import SlimdpmError, blamed
+from slimdpm.system.packaged import packaged_data
 
 
 def open_source(data: DataRecipe | Any) -> Source:
@@ -38,10 +39,10 @@ def _source_of_recipe(data: DataRecipe) -> Source:
         from slimdpm.data.demo_photographs import demo_source
 
         return demo_source(data.path.removeprefix("demo:"))
-    path = Path(data.path).expanduser()
+    path = packaged_data(data.path) or Path(data.path).expanduser()
     if not path.exists():
         raise SlimdpmError(f"data {path} does not exist (a data set of the Hugging Face hub is written hf:NAME)")
-    extensions = {"labels": data.label_column or "cls", "texts": data.text_column or "txt"}
+    extensions = {"labels": data.label_column, "texts": data.text_column}
     if path.is_file() and path.suffix in (".npz", ".npy"):
         return load_arrays(path, data.label_column or "labels", data.text_column or "captions")
     if path.is_file() and path.suffix == ".tar":

@@ -1,4 +1,5 @@
-"""WebDataset shards: tar files in which ``000.jpg``, ``000.cls`` and ``000.txt`` belong together.
+"""Tar files of images: WebDataset shards, in which ``000.jpg``, ``000.cls`` and ``000.txt`` belong together, or folders
+for classes.
 
 The shards are indexed once by the offsets in them, so that any image can be read at any time.
 """
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from slimdpm.data.images import EXTENSIONS, open_image
-from slimdpm.data.labels import MOST_TEXT, Labels, number_labels
+from slimdpm.data.labels import MOST_TEXT, Labels, folder_labels, number_labels
 from slimdpm.system.documents import decoded
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.hashing import digest_files
@@ -38,15 +39,17 @@ class Shards:
 
     Args:
         files: uncompressed tar files.
-        labels: the extension of the files with the classes.
-        texts: the extension of those with the captions.
+        labels: the extension of the files with the classes, by default ``"cls"``; where there are none of these, the
+            folders in the tar files are classes.
+        texts: the extension of those with the captions, by default ``"txt"``.
 
     Raises:
         SlimdpmError: for a file that is no tar file or is cut short, or if there are no images.
     """
 
-    def __init__(self, files: Sequence[Path], labels: str = "cls", texts: str = "txt"):
-        self.files, self.label_extension, self.text_extension = list(files), f".{labels}", f".{texts}"
+    def __init__(self, files: Sequence[Path], labels: str | None = None, texts: str | None = None):
+        self.files, self.label_extension, self.text_extension = list(files), f".{labels or 'cls'}", f".{texts or 'txt'}"
+        self.named = labels is not None
         self.samples = [sample for file in self.files for sample in self._index(file)]
         if not self.samples:
             raise SlimdpmError(f"{self.files[0]} holds no images")
@@ -72,7 +75,10 @@ class Shards:
 
     def labels(self) -> Labels | None:
         values = self._beside(self.label_extension)
-        return None if values is None else number_labels(values, self.name)
+        if values is not None:
+            return number_labels(values, self.name)
+        places = [PurePosixPath(sample.name).parts for sample in self.samples]
+        return None if self.named else folder_labels(places, self.name, self.files[0])
 
     def captions(self) -> list[str | None] | None:
         return self._beside(self.text_extension)

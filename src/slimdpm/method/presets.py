@@ -13,6 +13,7 @@ from typing import Any
 from slimdpm.method.networks import check_known, completed
 from slimdpm.system.documents import read_json
 from slimdpm.system.errors import SlimdpmError
+from slimdpm.system.packaged import packaged_pipeline
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,14 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _rows()}
 
 
 def find_network(name: str) -> Preset:
-    """A network by preset, by its config.json, or by a folder that has one (U-Net, pipeline, run).
+    """A network by preset, by its config.json, by a folder that has one (U-Net, pipeline, run), or by a name of ours.
 
     Raises:
         SlimdpmError: if there is no such network.
     """
     if name in PRESETS:
         return PRESETS[name]
-    path = Path(name).expanduser()
+    path = packaged_pipeline(name) or Path(name).expanduser()
     for file in (path, *(path / part / "config.json" for part in (".", "unet", "student/unet"))):
         if file.is_file():
             try:

@@ -28,6 +28,7 @@ from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import check_writable, write_csv, write_json
 from slimdpm.system.machine import machine_facts
+from slimdpm.system.packaged import data_sets, pipelines
 from slimdpm.system.processes import pick_device, processes
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import check_folder, claim
@@ -185,9 +186,11 @@ def _labels(models: Sequence[str]) -> list[str]:
 
 
 def _is_data(name: str) -> bool:
+    if name in pipelines():
+        return False
     path = Path(name).expanduser()
-    if path.suffix in (".npz", ".npy", ".tar") or name.startswith(("hf:", "demo:")):
-        return name != "demo:teacher"
+    if path.suffix in (".npz", ".npy", ".tar") or name.startswith(("hf:", "demo:")) or name in data_sets():
+        return True
     return isdir(path) and not any((path / part / "model_index.json").exists() for part in (".", "student"))
 
 

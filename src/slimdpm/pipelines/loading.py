@@ -27,6 +27,7 @@ from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.system.documents import read_json
 from slimdpm.system.errors import SlimdpmError, blamed, first_line
 from slimdpm.system.files import check_weights, load_tensors
+from slimdpm.system.packaged import packaged_pipeline
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
 
 TEXT_TO_IMAGE = (
@@ -50,7 +51,6 @@ _REFUSED: dict[str, str] = {  # pipelines, and why
     "StableDiffusionUpscalePipeline": "it enlarges images with noise of a level and a second scheduler of their own",
 }
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
-ASSETS = Path(__file__).parents[1] / "assets"
 _OURS: dict[str, Any] = {
     c.__name__: c
     for c in (
@@ -203,7 +203,7 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) -> DiffusionPipeline:
-    """A saved pipeline, teacher's or student's, from a folder, a run folder or a hub id.
+    """A saved pipeline, teacher's or student's, from a folder, a run folder, a hub id or a name of the package's own.
 
     Like `DiffusionPipeline.from_pretrained`, but it also takes a hub id whose U-Net is one of ours, and weights that
     are missing are an error. Only safetensors are read, and no code that comes with the files is run.
@@ -240,9 +240,9 @@ def load_pipeline(source: str | Path, *, weights: bool = True, **kwargs: Any) ->
 
 
 def locate(source: str | Path, holds: str = "model_index.json") -> Path:
-    """The local folder of a path or a hub id."""
-    if str(source) == "demo:teacher":
-        return ASSETS / "demo-teacher"
+    """The local folder of a path, a hub id, or a pipeline that comes with the package."""
+    if packaged := packaged_pipeline(source):
+        return packaged
     path = Path(source).expanduser()
     if path.is_file():
         original = path.suffix in (".ckpt", ".safetensors")

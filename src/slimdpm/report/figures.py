@@ -125,6 +125,23 @@ def errors_figure(errors: Mapping[str, DenoisingErrors]) -> str:
     return svg_of(figure)
 
 
+def gallery_figure(columns: Sequence[str], rows: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """Images ``(columns, H, W, C)`` of rows and columns that have names, on white for readers in the dark, too."""
+    figure = Figure(figsize=(1.5 + 0.85 * len(columns), 0.35 + 0.86 * len(rows)), dpi=120, facecolor="white")
+    edges = {"left": 1.45 / figure.get_figwidth(), "top": 1 - 0.32 / figure.get_figheight(), "right": 0.995}
+    spaces = {"wspace": 0.05, "hspace": 0.05, "bottom": 0.005, **edges}
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw=spaces)
+    for row, (name, images) in zip(axes, rows, strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=6)
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow(image, interpolation="lanczos")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, name in zip(axes[0], columns, strict=True):
+        axis.set_title(name, fontsize=11)
+    return figure
+
+
 def svg_of(figure: Figure) -> str:
     """SVG to put into a page."""
     for axes in figure.axes:

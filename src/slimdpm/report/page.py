@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from PIL import Image
 
-from slimdpm.data.images import grid, zoom_for
+from slimdpm.data.images import grid, picture, pixels, zoom_for
 from slimdpm.method.cost import Cost
 from slimdpm.metrics.denoising import DenoisingErrors
 from slimdpm.metrics.spectrum import radial_spectrum
@@ -24,6 +24,7 @@ from slimdpm.system.files import write_text
 
 COLUMNS = 8  # images in a row of samples
 _STRIPS = 3  # rows of noises
+GALLERY_GAP = 6  # pixels between the images of a gallery's row
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,32 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Images in rows and columns that have names.
+
+    Attributes:
+        text: what is to be seen.
+        columns: their names.
+        blocks: of rows that belong together: a row's name, what stands beside it, and its images uint8
+            ``(columns, H, W, C)``.
+    """
+
+    text: str
+    columns: Sequence[str]
+    blocks: Sequence[Sequence[tuple[str, str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures under a title; the first column is text."""
+
+    title: str
+    text: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page shows."""
 
@@ -60,6 +87,8 @@ class Report:
     student: str | None = None  # its folder
     analysis: str = ""  # HTML of `slimdpm analyze`
     notes: Sequence[str] = field(default_factory=tuple)
+    gallery: Gallery | None = None  # instead of samples without names
+    tables: Sequence[Table] = field(default_factory=tuple)  # below it
 
 
 def template(name: str) -> Template:
@@ -81,6 +110,7 @@ def write_report(path: Path, report: Report) -> None:
         analysis=report.analysis,
         entries=report.entries,
         reference=reference,
+        gallery=[] if report.gallery is None else _drawn(report.gallery),
         strips=[
             [
                 (e.name, _data_url(grid(e.samples[i : i + COLUMNS], COLUMNS, zoom=zoom_for(e.samples))))
@@ -98,6 +128,17 @@ def write_report(path: Path, report: Report) -> None:
         errors_figure=errors_figure(errors) if len(errors) > 1 else None,
     )
     write_text(path, page)
+
+
+def _drawn(gallery: Gallery) -> list[list[tuple[str, str, str]]]:
+    """The gallery's blocks with a picture for each row, smoothly enlarged: no pixel is of interest by itself."""
+
+    def strip(images: np.ndarray) -> str:
+        size = images.shape[2] * zoom_for(images), images.shape[1] * zoom_for(images)
+        large = [picture(image).resize(size, Image.Resampling.LANCZOS) for image in images]
+        return _data_url(grid(np.stack([pixels(image) for image in large]), len(large), gap=GALLERY_GAP))
+
+    return [[(name, beside, strip(images)) for name, beside, images in block] for block in gallery.blocks]
 
 
 def _costs(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:

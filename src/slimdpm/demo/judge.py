@@ -1,0 +1,116 @@
+"""What the demo's networks are worth: errors on photographs of the test, and samples of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from slimdpm.conditioning import Request
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.images import to_model_range
+from slimdpm.data.labels import labels_of
+from slimdpm.data.open_source import open_source
+from slimdpm.metrics.classifier import Classifier
+from slimdpm.metrics.collect import Generated, Given, collect
+from slimdpm.metrics.denoising import TIMESTEPS, DenoisingErrors, denoising_errors
+from slimdpm.metrics.distances import kernel_distance, kernel_means
+from slimdpm.metrics.extractors import load_extractor
+from slimdpm.pipelines.shell import network_of, shell_of
+from slimdpm.system.packaged import ASSETS
+from slimdpm.system.progress import Display
+
+PHOTOGRAPHS = "slimdpm:garments-test"
+EACH = 12  # samples of a class
+STEPS = 20
+SCHEDULER = "dpm++"
+GUIDANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one network.
+
+    Attributes:
+        errors: of ε on the photographs.
+        samples: uint8 ``(N, H, W, C)``, image i of class i modulo their number.
+        distance: the samples' kernel distance to the photographs.
+        deviation: its standard error, of the choice of samples.
+        named: part of the samples whose class the classifier names.
+    """
+
+    errors: DenoisingErrors
+    samples: np.ndarray
+    distance: float
+    deviation: float
+    named: float
+
+
+class Judge:
+    """Photographs that nothing is trained on, their features, and a classifier that was fitted to the training ones.
+
+    Args:
+        folder: where samples and features are kept.
+        display: where progress is shown.
+
+    Raises:
+        SlimdpmError: if the packages of the extractor are not installed.
+    """
+
+    def __init__(self, folder: Path, display: Display):
+        self.folder, self.display = folder, display
+        self.extractor = load_extractor("efficientnet-lite0")
+        self.classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
+        source = open_source(PHOTOGRAPHS)
+        labels = labels_of(source)
+        assert labels is not None and labels.names is not None
+        self.classes, self.labels = labels.names, labels.numbers
+        self.photographs = prepare_images(source, Decoder(source.image(0).size[0]))
+        self.images = np.stack([self.photographs.square(number) for number in range(len(source))])
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Of the photographs, in the order of `labels`."""
+        given = Given("photographs", self.photographs)
+        found = collect(given, self.folder, self.extractor, self.display).features()
+        return found[np.argsort(given.order)]
+
+    @cached_property
+    def named(self) -> float:
+        """Part of the photographs whose class the classifier names."""
+        return self.classifier.accuracy(self.features, self.labels)
+
+    def shown(self, rows: int) -> np.ndarray:
+        """The first photographs of each class, as rows of samples are: uint8 ``(rows × classes, H, W, C)``."""
+        of_class = [self.images[self.labels == number][:rows] for number in range(len(self.classes))]
+        return np.stack(of_class, axis=1).reshape(-1, *self.images.shape[1:])
+
+    def verdict(self, name: str, pipeline: DiffusionPipeline) -> Verdict:
+        errors = self._errors(name, pipeline)
+        request = Request(classes=self.classes, guidance=GUIDANCE)
+        made = Generated(name, pipeline, EACH * len(self.classes), STEPS, SCHEDULER, request=request)
+        samples = collect(made, self.folder, self.extractor, self.display)
+        features = samples.features()
+        distance = kernel_distance(features, self.features, within=kernel_means(self.features))
+        return Verdict(
+            errors,
+            np.concatenate(list(samples.batches())),
+            distance.value,
+            float(distance.influence.std() / np.sqrt(len(features))),
+            self.classifier.accuracy(features, np.arange(len(features)) % len(self.classes)),
+        )
+
+    def _errors(self, name: str, pipeline: DiffusionPipeline) -> DenoisingErrors:
+        shell, labels = shell_of(pipeline), torch.from_numpy(self.labels)
+
+        def inputs(batch: slice) -> dict[str, Tensor]:
+            return dict(shell.conditioning.training_inputs({"conditions": labels[batch]}))
+
+        x = to_model_range(torch.from_numpy(self.images).permute(0, 3, 1, 2))
+        with self.display.task(f"error of {name}", len(TIMESTEPS) * len(x), unit="photographs") as task:
+            return denoising_errors(network_of(pipeline), shell.process, x, inputs=inputs, progress=task.advance)

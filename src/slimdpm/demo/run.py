@@ -1,0 +1,173 @@
+"""``slimdpm demo``: a teacher of garments slimmed on a CPU in minutes, beside a Lite that is trained as long.
+
+The teacher and the photographs come with the package, see `slimdpm.system.packaged`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimdpm.demo.judge import EACH, GUIDANCE, SCHEDULER, STEPS, Judge, Verdict
+from slimdpm.demo.students import demo_recipe, train_students
+from slimdpm.method.cost import Cost
+from slimdpm.method.latency import brief_latencies
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.report.figures import gallery_figure
+from slimdpm.report.page import Entry, Gallery, Report, Table, write_report
+from slimdpm.run_folder import RunFolder
+from slimdpm.system import amounts
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.progress import Display, figures_table
+from slimdpm.training.job import Job
+
+ROWS = 3  # of samples of each network in the report; comparison.png has two
+NAMES = {"teacher": "teacher", "lite": "Lite", "spectral": "Spectral"}
+HEADINGS = (
+    "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "class named",
+)  # fmt: skip
+
+
+def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
+    """Train both students, measure, write ``report.html``, ``comparison.png`` and ``results.json``.
+
+    A demo that was stopped goes on.
+
+    Args:
+        folder: of all that.
+        seed: of the training.
+        steps: optimiser steps of Spectral, by default those of the recipe; Lite has as many as fit into its seconds.
+        display: where progress is shown.
+
+    Returns:
+        teacher, Lite and Spectral as the report shows them.
+    """
+    display = display or Display()
+    judge = Judge(folder / "measured", display)  # what is missing is said before anything is trained
+    jobs, students = train_students(demo_recipe(seed, steps), folder, display)
+    recipe = jobs["spectral"].recipe
+    pipelines = {"teacher": load_pipeline(recipe.teacher or ""), **students}
+    display.say("measuring milliseconds of teacher, Lite and Spectral")
+    seconds = brief_latencies({name: p.unet for name, p in pipelines.items()}, seconds=4)
+    costs = {"teacher": jobs["spectral"].plan.teacher_cost, **{name: job.plan.cost for name, job in jobs.items()}}
+    curves = {name: RunFolder(folder / name).metrics() for name in students}
+    verdicts = {name: judge.verdict(NAMES[name], pipeline) for name, pipeline in pipelines.items()}
+    entries = [
+        Entry(name, costs[name], verdict.samples, seconds[name], curves.get(name, ()), verdict.errors)
+        for name, verdict in verdicts.items()
+    ]
+    results = {entry.name: _figures(entry, verdicts[entry.name]) for entry in entries}
+    write_json(folder / "results.json", {"networks": results, "photographs": {"named": judge.named}, **_facts(judge)})
+    table = _table(results, judge.named)
+    gallery = _gallery(entries, judge)
+    write_report(folder / "report.html", _report(jobs, entries, judge, gallery, table, folder))
+    rows = [(name, images) for block in gallery.blocks[:ROWS] for name, _, images in block]
+    with atomic_file(folder / "comparison.png") as temporary:
+        gallery_figure(gallery.columns, rows).savefig(temporary, format="png")
+    if display.console is not None:
+        display.console.print(figures_table(table.headings, table.rows))
+    display.say(
+        f"look at {folder / 'report.html'}; then try: slimdpm sample {folder / 'spectral'} --class dress, slimdpm "
+        f"export {folder / 'spectral'} --to web --teacher {recipe.teacher} -o site, slimdpm slim TEACHER PHOTOS"
+    )
+    return entries
+
+
+def _figures(entry: Entry, verdict: Verdict) -> dict[str, Any]:
+    """What was measured of a network; errors are means over the noise levels."""
+    last = entry.curve[-1] if entry.curve else None
+    return {
+        "params": entry.cost.params,
+        "macs": entry.cost.macs,
+        "milliseconds": 1000 * entry.seconds,
+        "steps": last and last["step"],
+        "seconds": last and last["seconds"],
+        "error": float(np.mean(verdict.errors.overall)),
+        "upper half": float(np.mean(verdict.errors.upper)),
+        "kernel distance": verdict.distance,
+        "its standard error": verdict.deviation,
+        "named": verdict.named,
+    }
+
+
+def _facts(judge: Judge) -> dict[str, Any]:
+    return {
+        "samples": f"{EACH} of each class, guidance {GUIDANCE:g}, {SCHEDULER}, {STEPS} steps, seed 0",
+        "photographs to measure with": len(judge.images),
+        "hardware": machine_facts(),
+    }
+
+
+def _table(results: Mapping[str, Mapping[str, Any]], real: float) -> Table:
+    rows = [
+        [
+            NAMES[name],
+            amounts.parameters(row["params"]),
+            amounts.macs(row["macs"]),
+            f"{row['milliseconds']:.1f}",
+            "" if row["steps"] is None else f"{row['steps']:,} steps, {row['seconds']:.0f} s",
+            f"{row['error']:.4f}",
+            f"{row['upper half']:.4f}",
+            f"{row['kernel distance']:.3f} ± {row['its standard error']:.3f}",
+            f"{row['named']:.0%}",
+        ]
+        for name, row in results.items()
+    ]
+    photographs = ["photographs", *[""] * (len(HEADINGS) - 2), f"{real:.0%}"]
+    text = (
+        "Error: of the noise that a network finds in noisy photographs of the test, and of its finer half; means over "
+        f"five noise levels. Kernel distance: of {10 * EACH} samples' EfficientNet-lite0 features to those of these "
+        "photographs, ± its standard error. Class named: part of the samples in which a classifier of real photographs "
+        "finds the class that was asked for. Less is better but for this last one."
+    )
+    return Table("How good they are", text, HEADINGS, [*rows, photographs])
+
+
+def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
+    """Photographs above, then a block of teacher, Lite and Spectral for each noise."""
+    columns = len(judge.classes)
+    real = judge.shown(2).reshape(-1, columns, *judge.images.shape[1:])
+    blocks: list[list[tuple[str, str, np.ndarray]]] = [[("photographs", "", row) for row in real]]
+    for first in range(0, min(ROWS * columns, len(entries[0].samples)), columns):
+        blocks.append([(NAMES[e.name], _price(e.cost, e.seconds), e.samples[first : first + columns]) for e in entries])
+    text = (
+        "Below photographs of the test, the same noise in each column of a block: what the teacher makes of it, and "
+        "what two networks do that are many times smaller. Nothing is chosen among photographs or samples."
+    )
+    return Gallery(text, judge.classes, blocks)
+
+
+def _price(cost: Cost, seconds: float) -> str:
+    return f"{amounts.macs(cost.macs)} MACs, {seconds * 1e3:.1f} ms"
+
+
+def _report(
+    jobs: Mapping[str, Job], entries: list[Entry], judge: Judge, gallery: Gallery, table: Table, folder: Path
+) -> Report:
+    job = jobs["spectral"]
+    recipe = job.recipe
+    return Report(
+        title="A diffusion model of garments, made slim",
+        summary=f"{job.plan.ratio:.1f} times fewer MACs, by distillation (Spectral) and by plain training of a small "
+        "network for as many seconds (Lite). Both start from the teacher's most important channels.",
+        gallery=gallery,
+        tables=[table],
+        entries=entries,
+        real=judge.images,
+        facts={
+            "Spectral": f"{recipe.train.steps:,} steps of {recipe.train.batch_size} photographs",
+            "Lite": f"{jobs['lite'].recipe.train.steps:,} steps, as many as take the same seconds, timed at the start",
+            "seed": str(recipe.train.seed),
+            "data": f"{len(job.source):,} photographs of garments at 32×32 (CC0), {len(judge.images)} others to "
+            "measure with",
+            "samples": str(_facts(judge)["samples"]),
+            **machine_facts(),
+        },
+        recipe=recipe.to_yaml(),
+        card=job.card(),
+        student=str(folder / "spectral" / "student"),
+    )

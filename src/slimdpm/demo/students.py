@@ -1,0 +1,105 @@
+"""The demo's two students, which get as many seconds of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from slimdpm.recipe import DEFAULT_GAMMA, Recipe
+from slimdpm.recipe_file import load_recipe
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.documents import read_json
+from slimdpm.system.files import write_json
+from slimdpm.system.packaged import ASSETS
+from slimdpm.system.progress import Display
+from slimdpm.training.accelerator import make_accelerator
+from slimdpm.training.job import Job
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import new_trainer, run_job
+
+TURNS = 6  # of each student on the clock, after one that is not counted
+
+
+def demo_recipe(seed: int = 0, steps: int | None = None) -> Recipe:
+    """The recipe of the Spectral student."""
+    values = {"train": {"seed": seed, **({"steps": steps} if steps else {})}}
+    return load_recipe(ASSETS / "demo.yaml", values=values)
+
+
+def lite_recipe(recipe: Recipe) -> Recipe:
+    """The fair Lite: a plain U-Net of the same MACs, from the teacher's channels too, trained on photographs alone."""
+    return recipe.model_copy(
+        update={
+            "task": "train",
+            "student": recipe.student.model_copy(update={"kind": "lite", "init": "teacher"}),
+            "train": recipe.train.model_copy(update={"snr_gamma": DEFAULT_GAMMA}),
+        }
+    )
+
+
+def train_students(
+    recipe: Recipe, folder: Path, display: Display
+) -> tuple[dict[str, Job], dict[str, DiffusionPipeline]]:
+    """Lite and Spectral, trained for as many seconds; what is done already is not done again.
+
+    Lite's steps follow from the seconds that a step of each takes here. They are measured once for a folder, so that
+    a demo that was stopped goes on as it began.
+
+    Returns:
+        of each the job, and the pipeline with averaged weights.
+    """
+    shared = recipe.data.model_copy(update={"cache": str(folder / "cache")})  # the photographs are decoded once
+    recipe = recipe.model_copy(update={"data": shared})
+    jobs = {"lite": plan_job(lite_recipe(recipe)), "spectral": plan_job(recipe, folder=folder / "spectral")}
+    RunFolder(folder / "spectral").check(jobs["spectral"].recipe)
+    seconds = _seconds_per_step(jobs, folder, display)
+    steps = max(1, round(recipe.train.steps * seconds["spectral"] / seconds["lite"]))
+    jobs["lite"] = _lasting(jobs["lite"], steps)
+    display.say(f"in the seconds of {recipe.train.steps:,} steps of distillation Lite takes {steps:,}")
+    return jobs, {name: run_job(job, folder / name, display, report=False) for name, job in jobs.items()}
+
+
+def _seconds_per_step(jobs: Mapping[str, Job], folder: Path, display: Display) -> dict[str, float]:
+    """Median seconds of an optimiser step of each student; they take turns, in groups that one answer serves."""
+    file = folder / "seconds.json"
+    if file.exists():
+        return read_json(file)
+    display.say("timing a step of both students")
+    group = max(job.uses for job in jobs.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    spent: dict[str, list[float]] = {name: [] for name in jobs}
+    with TemporaryDirectory(prefix="slimdpm-") as place, torch.random.fork_rng():
+        walks = {name: _rehearsed(job, Path(place) / name) for name, job in jobs.items()}
+        for _ in range(TURNS + 1):
+            for name, walk in walks.items():
+                start = time.perf_counter()
+                for _ in range(group):
+                    next(walk)
+                spent[name].append((time.perf_counter() - start) / group)
+    found = {name: float(np.median(values[1:])) for name, values in spent.items()}
+    write_json(file, found)
+    return found
+
+
+def _rehearsed(job: Job, folder: Path) -> Iterator[None]:
+    """Steps of a student that is thrown away."""
+    job, run = _lasting(job, 10**6), RunFolder(folder)
+    run.open(job.recipe)
+    try:
+        trainer = new_trainer(job, run, make_accelerator(job.recipe, run))
+    finally:
+        run.close()
+    return trainer.rehearsal()
+
+
+def _lasting(job: Job, steps: int) -> Job:
+    """The job with so many steps."""
+    train = job.recipe.train.model_copy(update={"steps": steps})
+    return replace(job, recipe=job.recipe.model_copy(update={"train": train}))
