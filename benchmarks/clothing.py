@@ -49,6 +49,7 @@ SIZES: dict[str, tuple[int, int, dict[str, object], dict[str, object]]] = {
 }
 COMMON = {
     "data.flip": "true",
+    "data.held_out": 0,  # as when it ran
     "train.lr": 4e-4,
     "train.schedule": "cosine",
     "train.sample_every": 0,

@@ -82,6 +82,7 @@ UNETS = {
 }
 COMMON = {
     "data.flip": True,
+    "data.held_out": 0,  # as when it ran
     "train.schedule": "cosine",
     "train.sample_every": 0,
     "train.trackers": [],

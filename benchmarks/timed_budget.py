@@ -131,6 +131,7 @@ def trained(
                 "teacher": str(teacher_of(options)),
                 "data.path": str(options.work / "data" / "train.npy"),
                 "data.flip": True,
+                "data.held_out": 0,
                 "student.overrides": {**MIXING, **network["config"]},
                 "train.schedule": "cosine",
                 "train.lr": RATE,

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from io import StringIO
 from itertools import count
 
@@ -21,39 +22,54 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 from slimdpm.training.timed_training import Pace, fitting
 
-PACE = Pace(step=0.5, checkpoint=3.0, student=0.1, teacher=0.4, start=4.0, measured=20.0)
+PACE = Pace(step=0.5, checkpoint=3.0, student=0.1, teacher=0.4, validation=2.0, start=4.0, measured=20.0)
+NONE = replace(PACE, validation=0.0)  # no image is held out
 
 
-def recipe(**train):
-    return load_recipe(values={"data": {"path": "x"}, "train": {"hours": 1, **train}, "samples": {"count": 20}})
+def recipe(held_out=0, **train):
+    data = {"path": "x", "held_out": held_out}
+    return load_recipe(values={"data": data, "train": {"hours": 1, **train}, "samples": {"count": 20}})
 
 
-def replayed(train, pace, steps, count):
+def replayed(asked, pace, steps, count):
     """Seconds of a run event by event, as its loop has them."""
+    train = asked.train.model_copy(update={"steps": steps})
     grids = train.sample_every if train.sample_every is not None else max(1, steps // 5)
     seconds = pace.measured + pace.start + timed_training.REPORT + count * (pace.student + pace.teacher)
     seconds += 16 * pace.teacher if grids else 0
     for step in range(1, steps + 1):
         seconds += pace.step
         seconds += pace.checkpoint if step == steps or step % train.checkpoint_every == 0 else 0
-        seconds += 16 * pace.student if grids and step % grids == 0 else 0
+        seconds += 16 * pace.student + timed_training.FIGURES if grids and step % grids == 0 else 0
+        seconds += pace.validation if train.validates(step, asked.data.held_out) else 0
     return seconds
 
 
-@pytest.mark.parametrize("train", [{}, {"sample_every": 0}, {"sample_every": 50}, {"checkpoint_every": 10}])
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"sample_every": 0},
+        {"sample_every": 50},
+        {"checkpoint_every": 10},
+        {"held_out": 256},
+        {"held_out": 256, "batch_size": 4},  # seldom, since steps are short
+        {"held_out": 256, "validate_every": 7},
+    ],
+)
 def test_what_fits_takes_the_time_that_was_given(train):
-    asked = recipe(**train)
-    found = fitting(asked, PACE, "a machine", "a runtime")
-    taken = replayed(asked.train, PACE, found.steps, 20)
+    asked, pace = recipe(**train), PACE if "held_out" in train else NONE
+    found = fitting(asked, pace, "a machine", "a runtime")
+    taken = replayed(asked, pace, found.steps, 20)
     assert 3600 - 5 < taken < 3600 + 5  # to an event
     assert math.isclose(found.steps * found.step_seconds + found.other_seconds, 3600, abs_tol=10)
 
 
 def test_too_little_time_is_one_line_with_what_a_hundred_steps_take():
     with pytest.raises(SlimdpmError, match=r"0.01 hours are too short on a machine: a step takes 0.5 s") as raised:
-        fitting(recipe(hours=0.01), PACE, "a machine", "")
+        fitting(recipe(hours=0.01), NONE, "a machine", "")
     enough = float(str(raised.value).split()[-2])
-    assert 100 <= fitting(recipe(hours=enough), PACE, "", "").steps < 200
+    assert 100 <= fitting(recipe(hours=enough), NONE, "", "").steps < 200
 
 
 @pytest.mark.parametrize(
@@ -75,7 +91,7 @@ def test_nonsense_is_refused_in_one_line(train, complaint):
 
 
 def test_what_was_measured_belongs_to_its_hours_and_steps():
-    timed = fitting(recipe(), PACE, "", "").model_dump()
+    timed = fitting(recipe(), NONE, "", "").model_dump()
     kept = {"timed": timed, "steps": timed["steps"]}
     assert recipe(**kept).train.timed.steps == timed["steps"]
     for other, complaint in (({"hours": 2}, "timed is of 1 hours"), ({"steps": 7}, f"hours chose {timed['steps']} st")):
@@ -86,7 +102,7 @@ def test_what_was_measured_belongs_to_its_hours_and_steps():
 def test_the_average_is_of_the_last_ninth_of_any_number_of_steps():
     def average(steps, **train):
         asked = recipe(**train)
-        timed = fitting(asked, PACE, "", "").model_copy(update={"steps": steps})
+        timed = fitting(asked, NONE, "", "").model_copy(update={"steps": steps})
         return asked.train.within(timed).ema
 
     assert average(800) == 0.9999  # which a run as short does not reach

@@ -37,6 +37,8 @@ def slim(
     init: str | None = None,
     steps: int | None = None,
     hours: float | None = None,
+    until: float | None = None,
+    held_out: int | None = None,
     size: Size | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -63,6 +65,10 @@ def slim(
         steps: optimiser steps.
         hours: instead of steps: so long takes training with its samples and report, from when the data is prepared;
             the steps that fit follow from a measured start.
+        until: stop when the student's error on images held out is at most so many times the teacher's, for example
+            1.05; at the latest after those steps or hours.
+        held_out: images that are kept back from training for this, by default a fiftieth and at most 256, of fewer
+            than 1,000 none.
         size: of the images in pixels, a number or ``(height, width)``; by default the teacher's.
         recipe: a YAML file with further settings.
         settings: settings by their dotted names in a recipe, for example ``{"train.lr": 1e-4}``.
@@ -76,7 +82,8 @@ def slim(
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
     student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
-    rest = {"size": size, "steps": steps, "hours": hours, "recipe": recipe, "settings": settings}
+    length = {"steps": steps, "hours": hours, "until": until}
+    rest = {**length, "size": size, "held_out": held_out, "recipe": recipe, "settings": settings}
     return _run(output, progress, "slim", teacher, data, student, **rest)
 
 
@@ -133,6 +140,8 @@ def planned(
     cache: bool | None = None,
     steps: int | None = None,
     hours: float | None = None,
+    until: float | None = None,
+    held_out: int | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
@@ -144,7 +153,7 @@ def planned(
 
     Args:
         task: ``"slim"`` or ``"train"``.
-        teacher, data, size, steps, hours, recipe, settings: see `slim`.
+        teacher, data, size, steps, hours, until, held_out, recipe, settings: see `slim`.
         student: of a recipe's ``student`` section.
         cache: ``data.cache``.
         assignments: see `slimdpm.recipe_file.load_recipe`.
@@ -156,8 +165,8 @@ def planned(
         "task": task,
         "teacher": None if at_hand or teacher is None else str(teacher),
         "student": student,
-        "data": {"path": _data_name(data), "size": size, "cache": cache},
-        "train": {"steps": steps, "hours": hours},
+        "data": {"path": _data_name(data), "size": size, "cache": cache, "held_out": held_out},
+        "train": {"steps": steps, "hours": hours, "until": until},
     }
     file = None if recipe is None else _path("recipe", recipe)
     loaded = load_recipe(file, assignments, values=_given(values), settings=settings)

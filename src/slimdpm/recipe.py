@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from slimdpm.method.inherit import MIXING
 from slimdpm.method.losses import RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
 from slimdpm.student_recipe import StudentRecipe
+from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import SMALLEST, Size, sides, size_of
 from slimdpm.system.validation import Batch, Count, Number, Section, Seed
 from slimdpm.train_recipe import TrainRecipe
@@ -26,6 +27,7 @@ def _image_size(value: Any) -> Size:
 DEFAULT_RATIO = 12.0  # teacher's MACs over the student's when a recipe for slimming names no budget
 DEFAULT_GAMMA = 5.0  # of min-SNR weighting, for slim
 DEFAULT_REUSE = 4  # of each of the teacher's answers
+HELD_OUT = 256  # images at most, by default
 
 
 TEACHER = "teacher"  # as `data.path`: the teacher makes the images; a folder of that name is ./teacher
@@ -81,7 +83,22 @@ class DataRecipe(Section):
     """of latents, embeddings and samples on the disk; or `float16`"""
     workers: int = Field(2, ge=0, le=256)
     """processes that decode images; for the cache of latents, threads"""
+    held_out: int | None = Field(None, ge=0, le=10**9)
+    """images that are kept back from training, drawn by `train.seed`: [the error on them](#good-enough) is measured
+    during the run; by default a fiftieth of the images, at most 256 and of fewer than 1,000 none"""
     samples: TeacherSamples = TeacherSamples()
+
+    def kept_back(self, images: int) -> int:
+        """How many of so many images are held out.
+
+        Raises:
+            SlimdpmError: if none is left to train on.
+        """
+        default = min(HELD_OUT, images // 50) if images >= 1000 else 0
+        count = default if self.held_out is None else self.held_out
+        if count >= images:
+            raise SlimdpmError(f"data.held_out {count} leaves none of {images} images to train on; give fewer")
+        return count
 
     @property
     def keeps(self) -> bool:
@@ -208,10 +225,14 @@ class Recipe(Section):
         return LossSettings(**self.distill.model_dump(exclude={"pairs", "levels", "reuse"}), snr_gamma=gamma)
 
     def resolved(
-        self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, prompts: Sequence[str]
+        self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, images: int, prompts: Sequence[str]
     ) -> Recipe:
         """The recipe with every default filled in that depends on the task, on the teacher (its name, whether a
-        student can inherit its weights, its images' size) or on the data (prompts)."""
+        student can inherit its weights, its images' size) or on the data (how many images, prompts).
+
+        Raises:
+            SlimdpmError: if no image is left to train on.
+        """
         slim, student, samples = self.task == "slim", self.student, self.samples
         kind = _kind(self.task, student.kind or ("spectral" if slim else "lite"))
         init = student.init or ("teacher" if slim and inherits else "random")
@@ -222,7 +243,7 @@ class Recipe(Section):
         overrides = {**(MIXING if init == "teacher" and kind == "spectral" else {}), **student.overrides}
         sections: dict[str, dict[str, Any]] = {
             "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": overrides},
-            "data": {"size": self.data.size or size},
+            "data": {"size": self.data.size or size, "held_out": self.data.kept_back(images)},
             "train": {"snr_gamma": self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none"), "schedule": schedule},
             "samples": {"steps": samples.steps or sample_steps, "prompts": samples.prompts or list(prompts)},
         }

@@ -15,7 +15,7 @@ from slimdpm.system.validation import validated
 _DATA = "the images, a folder, an .npz or .npy, hf:NAME, or teacher"
 # What may change between two runs in one folder: none of it alters the result of a step already taken.
 _FREE = re.compile(
-    r"train\.(steps|checkpoint_every|keep|log_every|sample_every|trackers)|data\.(workers|cache)|samples\..*"
+    r"train\.(steps|checkpoint_every|keep|log_every|sample_every|validate_every|until|trackers)|data\.(workers|cache)|samples\..*"
 )
 
 

@@ -55,16 +55,18 @@ class RunFolder:
             SlimdpmError: if the folder's recipe is damaged.
         """
         begun = self.recipe() if self.recipe_file.is_file() else recipe
-        train, distill, student = recipe.train, recipe.distill, recipe.student
+        data, train, distill, student = recipe.data, recipe.train, recipe.distill, recipe.student
         if train.undecided and begun.train.timed is not None:
             train = train.within(begun.train.timed)
         if train.warmup is None and not train.undecided:
             train = train.model_copy(update={"warmup": begun.train.warmup_steps})
         if distill.reuse is None:
             distill = distill.model_copy(update={"reuse": begun.distill.uses})
+        if data.held_out is None:
+            data = data.model_copy(update={"held_out": begun.data.held_out})
         if student.in_time and student.timed is None:
             student = student.model_copy(update={"timed": begun.student.timed})
-        return recipe.model_copy(update={"train": train, "distill": distill, "student": student})
+        return recipe.model_copy(update={"data": data, "train": train, "distill": distill, "student": student})
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else, before anything is written.
@@ -125,6 +127,8 @@ class RunFolder:
         if recipe.distill.reuse is None:  # begun before answers could be kept
             distill = recipe.distill.model_copy(update={"reuse": 1})
             recipe = recipe.model_copy(update={"distill": distill})
+        if recipe.data.held_out is None:  # begun before images could be held out
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})
         return recipe
 
     def grid(self, step: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from slimdpm.system.amounts import duration
 from slimdpm.system.validation import Batch, Count, Number, Section, Seed
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # of AdamW
+VALIDATIONS = 20  # in a run by default; and they take at most as small a part of it
 
 
 class TimedTraining(Section):
@@ -20,7 +22,7 @@ class TimedTraining(Section):
     steps: Count
     step_seconds: float = Field(ge=0)
     other_seconds: float = Field(ge=0)
-    """of the measurement, samples, checkpoints and report"""
+    """of the measurement, samples, validation, checkpoints and report"""
     machine: str
     runtime: str
 
@@ -83,6 +85,11 @@ class TrainRecipe(Section):
     """steps"""
     sample_every: int | None = Field(None, ge=0, le=10**9)
     """steps between grids of samples; 0 for none; by default a fifth of the steps"""
+    validate_every: int | None = Field(None, ge=0, le=10**9)
+    """steps between measurements of the error on `data.held_out`, and there is one at the end; 0 for none; by default
+    a twentieth of the steps, more if else it would cost more than a twentieth of the training"""
+    until: float | None = Field(None, gt=0, le=1e6)
+    """stop when the error on `data.held_out` is at most so many times the teacher's, see [good enough](#good-enough)"""
     trackers: list[str] = Field(["tensorboard"])
     """any that accelerate knows; `[]` for none"""
 
@@ -105,6 +112,20 @@ class TrainRecipe(Section):
     def undecided(self) -> bool:
         """Whether the number of steps is still to be measured."""
         return self.hours is not None and self.timed is None
+
+    def validation_gap(self, held_out: int) -> int:
+        """Steps, at least, between two measurements of the error on so many images, unless `validate_every` says else.
+
+        Of an image a step takes what three predictions do and more: forward, backward, the teacher.
+        """
+        return math.ceil(VALIDATIONS * held_out / (3 * self.batch_size))
+
+    def validates(self, step: int, held_out: int) -> bool:
+        """Whether the error on so many images is measured after a step."""
+        every = self.validate_every
+        if every is None:
+            every = max(1, self.steps // VALIDATIONS, self.validation_gap(held_out))
+        return bool(held_out and every) and (step % every == 0 or step == self.steps)
 
     def within(self, timed: TimedTraining) -> TrainRecipe:
         """With the steps that were chosen; the average is of the last ninth of them however many they are."""

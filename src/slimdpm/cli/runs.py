@@ -46,6 +46,14 @@ Hours = Annotated[
     float | None,
     typer.Option(help="Instead of steps: hours for training with its samples and report, measured on this machine."),
 ]
+Until = Annotated[
+    float | None,
+    typer.Option(help="Stop when the error on images held out is at most so many times the teacher's, e.g. 1.05."),
+]
+HeldOut = Annotated[
+    int | None,
+    typer.Option(help="Images kept back from training.  [default: a fiftieth, at most 256; of fewer than 1000 none]"),
+]
 Size = Annotated[
     Any, size_option("Images are cut to squares of this many pixels, or to height x width.  [default: the network's]")
 ]
@@ -77,6 +85,8 @@ def slim(
     init: Init = None,
     steps: Steps = None,
     hours: Hours = None,
+    until: Until = None,
+    held_out: HeldOut = None,
     size: Size = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
@@ -92,6 +102,8 @@ def slim(
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/fast --speedup 10
+
+        slimdpm slim google/ddpm-cat-256 photos/ -o runs/good --until 1.05
 
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
@@ -109,6 +121,8 @@ def slim(
         cache=False if no_cache else None,
         steps=steps,
         hours=hours,
+        until=until,
+        held_out=held_out,
         recipe=recipe,
         assignments=set_ or (),
     )

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from slimdpm.system.sizes import Size, sides
 from slimdpm.system.tensor_store import Store
 
 _LISTED = 5  # broken files named in full
+_HELD_OUT = 4  # beside the numbers that `TrainingStream` seeds order and augmentation with
 # Why an image cannot be read through no fault of its own: handles or memory used up, a mount that is gone.
 _SYSTEMS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
@@ -116,6 +117,12 @@ class Images:
         """What is known of the `number`-th good image."""
         assert self.conditions is not None
         return self.conditions[int(self.good[number])]
+
+    def parted(self, count: int, seed: int) -> tuple[Images, Images]:
+        """All but `count` of them, and these: the seed draws which."""
+        drawn = np.random.default_rng([seed, _HELD_OUT]).permutation(len(self))
+        rest, held_out = (np.sort(self.good[numbers]) for numbers in (drawn[count:], drawn[:count]))
+        return replace(self, good=rest), replace(self, good=held_out)
 
     def report_broken(self) -> str | None:
         """One line about what was skipped, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from slimdpm.method.forward_process import Process
 from slimdpm.method.networks import call
 
 TIMESTEPS = (50, 150, 300, 500, 700)  # of 1000: from nearly clean to mostly noise
+HELD_OUT, HELD_OUT_TEACHER = "held_out", "held_out_teacher"  # errors in a run's log
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,19 @@ def denoising_errors(
         errors[1, level] += power[..., high].mean(dim=(1, 2)).sum().item()
     overall, upper = (errors / len(samples)).tolist()
     return DenoisingErrors(tuple(timesteps), overall, upper)
+
+
+def times_the_teachers(line: Mapping[str, float]) -> float:
+    """The student's held-out error over its teacher's, of a line of a run's log; infinite if it has none."""
+    teachers = line.get(HELD_OUT_TEACHER)
+    return line[HELD_OUT] / teachers if teachers and HELD_OUT in line else math.inf
+
+
+def described_error(line: Mapping[str, float]) -> str:
+    """The held-out error of a line of a run's log, beside its teacher's if it has one, for people."""
+    ratio = times_the_teachers(line)
+    beside = f", {ratio:.3f} times the teacher's {line[HELD_OUT_TEACHER]:.4f}" if math.isfinite(ratio) else ""
+    return f"{line[HELD_OUT]:.4f}{beside}"
 
 
 def upper_half(height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from slimdpm.method.losses import PARTS
-from slimdpm.metrics.denoising import DenoisingErrors
+from slimdpm.metrics.denoising import HELD_OUT, HELD_OUT_TEACHER, DenoisingErrors
 from slimdpm.metrics.spectrum import Spectrum
 
 COLOURS = {
@@ -81,6 +81,26 @@ def losses_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axes.set_xlabel("step")
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8)
+    return svg_of(figure)
+
+
+def held_out_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The error on images held out over the steps, a line a network; their teacher's, which stays, is dashed."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, lines) in enumerate(curves.items()):
+        points = [(line["step"], line[HELD_OUT]) for line in lines]
+        axes.plot(*zip(*points, strict=True), color=colour(name, i), marker=".", label=name)
+    teachers = {lines[-1][HELD_OUT_TEACHER] for lines in curves.values() if HELD_OUT_TEACHER in lines[-1]}
+    for error in teachers:
+        axes.axhline(error, color=colour("teacher"), linestyle=_DASHES["teacher"], label="teacher")
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter("{x:.2g}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("error of ε")
+    if len(curves) + len(teachers) > 1:
+        axes.legend(frameon=False, fontsize=8)
     return svg_of(figure)
 
 

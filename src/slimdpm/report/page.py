@@ -15,9 +15,9 @@ from PIL import Image
 
 from slimdpm.data.images import grid, picture, pixels, zoom_for
 from slimdpm.method.cost import Cost
-from slimdpm.metrics.denoising import DenoisingErrors
+from slimdpm.metrics.denoising import HELD_OUT, DenoisingErrors, described_error
 from slimdpm.metrics.spectrum import radial_spectrum
-from slimdpm.report.figures import costs_figure, errors_figure, losses_figure, spectra_figure
+from slimdpm.report.figures import costs_figure, errors_figure, held_out_figure, losses_figure, spectra_figure
 from slimdpm.system import amounts
 from slimdpm.system.documents import read_text
 from slimdpm.system.files import write_text
@@ -105,6 +105,8 @@ def write_report(path: Path, report: Report) -> None:
     spectra |= {entry.name: radial_spectrum(entry.samples) for entry in report.entries}
     curves = {entry.name: entry.curve for entry in report.entries if entry.curve}
     errors = {entry.name: entry.errors for entry in report.entries if entry.errors is not None}
+    measured = {name: [line for line in curve if HELD_OUT in line] for name, curve in curves.items()}
+    held_out = {name: lines for name, lines in measured.items() if lines}
     page = template("report.html.j2").render(
         report=report,
         analysis=report.analysis,
@@ -124,6 +126,10 @@ def write_report(path: Path, report: Report) -> None:
         spectra=spectra_figure(spectra),
         costs=costs_figure(_costs(report.entries)) if len(report.entries) > 1 else None,
         losses=losses_figure(curves) if curves else None,
+        held_out={
+            name: f"at step {lines[-1]['step']:,}: {described_error(lines[-1])}" for name, lines in held_out.items()
+        },
+        held_out_figure=held_out_figure(held_out) if held_out else None,
         errors=errors,
         errors_figure=errors_figure(errors) if len(errors) > 1 else None,
     )

@@ -15,6 +15,11 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def cuda_devices(device: torch.device) -> list[int]:
+    """Those whose random state `torch.random.fork_rng` has to keep beside the CPU's."""
+    return [device.index or 0] if device.type == "cuda" else []
+
+
 @contextmanager
 def resident(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Frozen networks on a device while the context is open, then where they were: training may do without them."""

@@ -59,6 +59,7 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
         "data": {
             "about": recipe.data.described(len(job.source)),
             "images": len(job.source),
+            "held_out": recipe.data.held_out,
             "size": job.shell.image_size,
         },
         "training": {
@@ -68,7 +69,7 @@ def forecast(job: Job, *, processes: int = 1, resumes_at: int = 0) -> dict[str, 
             "uses": job.uses,
             "resumes_at": resumes_at,
             "images_seen": seen,
-            "epochs": seen and seen / len(job.source),
+            "epochs": seen and seen / (len(job.source) - (recipe.data.held_out or 0)),
             "default_steps": "steps" not in train.model_fields_set,
             "time": str(train.timed) if train.timed is not None else None,
         },
@@ -122,6 +123,9 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     recipe, data, shares = values["recipe"], values["data"], values["training"]
     train, distill = recipe["train"], recipe["distill"]
     yield "data", f"{data['about']} as {described(data['size'])}"
+    if data["held_out"]:
+        until = f": until the student's error on them is at most {train['until']:g} times the teacher's"
+        yield "", f"{data['held_out']:,} are held out{until if train['until'] is not None else ''}"
     split = f"{shares['processes']} x {shares['micro_batch']} at once"
     more = f", {shares['accumulation']} times" if shares["accumulation"] > 1 else ""
     count = f"{train['steps']:,}" if "steps" in train else f"as many as fit into {train['hours']:g} hours, each"

@@ -108,7 +108,9 @@ class Job:
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += conditioning.splitlines() if conditioning else []
         lines += getattr(self.source, "remarks", [])
-        lines.append(f"data: {recipe.data.described(len(self.source))} as {described(self.shell.image_size)}")
+        held_out = f"; {recipe.data.held_out:,} are held out" if recipe.data.held_out else ""
+        shown = f"{recipe.data.described(len(self.source))} as {described(self.shell.image_size)}"
+        lines.append(f"data: {shown}{held_out}")
         train = recipe.train
         if train.warmup_steps >= train.steps:
             reached = f"{train.steps / train.warmup_steps:.0%} of train.lr"

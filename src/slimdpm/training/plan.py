@@ -68,9 +68,11 @@ def plan_job(
         inherits=found is not None and found.has_scales and inheritable(found.unet),
         size=shell.image_size,
         sample_steps=default_steps(shell, recipe.samples.scheduler),
+        images=len(source),
         prompts=shell.conditioning.examples(conditions, recipe.samples.seed),
     )
     _check_process(recipe, shell)
+    _check_until(recipe)
     if recipe.student.layout is not None and recipe.student.kind == "spectral":
         raise SlimdpmError("student.layout is of single files, which have no room for wavelet gates: add --plain")
     return _design(recipe, found, shell, base, source, conditions, display or Display())
@@ -152,6 +154,21 @@ def _check_process(recipe: Recipe, shell: Shell) -> None:
         probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
     if recipe.samples.guidance_interval is not None:
         shell.process.timesteps_within(*recipe.samples.guidance_interval)  # an error now if there is no such level
+
+
+def _check_until(recipe: Recipe) -> None:
+    """That a run which is to stop when it is good enough can know it."""
+    if recipe.train.until is None:
+        return
+    if recipe.task != "slim":
+        raise SlimdpmError("train.until compares a student with its teacher, and this run distils none: leave it out")
+    if not recipe.data.held_out:
+        raise SlimdpmError(
+            "train.until needs images that are held out, and this run has none (by default of fewer than 1,000 "
+            "images): in a new folder give --held-out 32"
+        )
+    if recipe.train.validate_every == 0:
+        raise SlimdpmError("train.until needs the error on images held out: leave train.validate_every out")
 
 
 def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher | None) -> tuple[Shell, dict[str, Any]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
@@ -19,7 +20,8 @@ from slimdpm.training.job import Job
 from slimdpm.training.prepare import inputs_of, prepare_data
 from slimdpm.training.student_folder import Results
 from slimdpm.training.timed_training import timed_job
-from slimdpm.training.trainer import Trainer
+from slimdpm.training.trainer import Trainer, Weights
+from slimdpm.training.validation import Validation
 
 
 def run_job(
@@ -111,12 +113,22 @@ def _train(job: Job, trainer: Trainer, display: Display, report: bool) -> Diffus
     results = Results(job, run, accelerator.device, display)
     if accelerator.is_main_process:
         results.keep_images(trainer.images)
-    with tracking(accelerator, job.recipe):
-        weights = trainer.train(on_checkpoint=results.save_student, on_sample=results.save_grid)
-    if report and accelerator.is_main_process:
+
+    def show(step: int, weights: Weights, samples: Mapping[str, np.ndarray]) -> None:
         from slimdpm.training.run_report import write_run_report  # here: matplotlib is slow to import
 
-        write_run_report(results, weights, trainer.images)
+        write_run_report(results, weights, trainer.images, step, samples)
+
+    def on_sample(step: int, weights: Weights) -> None:
+        samples = results.save_grid(step, weights)
+        if report and step < job.recipe.train.steps:  # at the end comes one with more samples
+            show(step, weights, samples)
+
+    validation = Validation(trainer.job, trainer.held_out, accelerator, results.network)
+    with tracking(accelerator, job.recipe):
+        weights = trainer.train(results.save_student, on_sample, validation)
+    if report and accelerator.is_main_process:
+        show(trainer.state.step, weights, results.save_samples(weights))
         display.say(f"student: {run.student}")
         display.say(f"report:  {run.report}")
     accelerator.wait_for_everyone()

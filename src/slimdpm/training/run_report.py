@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from slimdpm.data.dataset import Images
-from slimdpm.data.images import grid, save_picture, zoom_for
 from slimdpm.method.latency import brief_latencies
-from slimdpm.report.page import COLUMNS, Entry, Report, write_report
+from slimdpm.report.page import Entry, Report, write_report
 from slimdpm.system.amounts import duration
 from slimdpm.system.devices import resident
 from slimdpm.system.documents import read_text
@@ -21,49 +20,59 @@ from slimdpm.system.sizes import described
 from slimdpm.training.student_folder import Results
 
 
-def write_run_report(results: Results, weights: Mapping[str, Tensor], images: Images) -> None:
-    """Sample teacher and student from the same noise, and write ``samples/`` and ``report.html`` of a run."""
+def write_run_report(
+    results: Results, weights: Mapping[str, Tensor], images: Images, step: int, samples: Mapping[str, np.ndarray]
+) -> None:
+    """Write ``report.html`` of a run: of one that goes on, what there is after this step.
+
+    Args:
+        weights: of the student.
+        images: the training images.
+        samples: of its networks by name, from the same noise.
+    """
     recipe, run, plan = results.recipe, results.run, results.job.plan
-    count = recipe.samples.count
-    name = "student" if results.teacher is not None else "network"
-    seconds = _seconds(results, {name: results.pipeline(weights).unet})
+    if not results.seconds:
+        results.seconds = _seconds(results, {results.name: results.network(weights)})
+    curve = run.metrics()
     entries = []
     if results.teacher is not None:
-        samples = results.sample(results.teacher_pipeline(), count, "sampling the teacher")
-        entries.append(Entry("teacher", plan.teacher_cost, samples, seconds["teacher"]))
-    samples = results.sample(results.pipeline(weights), count, "sampling the student")
-    curve = run.metrics()
-    entries.append(Entry(name, plan.cost, samples, seconds[name], curve))
-    for entry in entries:
-        picture = grid(entry.samples, COLUMNS, zoom=zoom_for(entry.samples))
-        save_picture(run.samples / f"{entry.name}.png", picture)
-    chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[:count]
-    facts = {
-        "optimiser steps": f"{recipe.train.steps:,} of {recipe.train.batch_size} images",
-        "training time": duration(curve[-1]["seconds"]) if curve else "not logged",
-        "seed": str(recipe.train.seed),
-        "data": f"{recipe.data.described(len(images))} as {described(results.shell.image_size, '×')}",
-        "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
-        **machine_facts(),
-    }
+        entries.append(Entry("teacher", plan.teacher_cost, samples["teacher"], results.seconds["teacher"]))
+    entries.append(Entry(results.name, plan.cost, samples[results.name], results.seconds[results.name], curve))
+    chosen = np.random.default_rng(recipe.train.seed).permutation(len(images))[: len(samples[results.name])]
     summary = f"trained from {recipe.data.path}"
     if results.teacher is not None:
         summary = f"{results.teacher.name} made {plan.ratio:.1f} times cheaper"
     with resident(results.shell.frozen, results.place):  # the teacher's samples are decoded to be shown
         real = _readable(images, chosen)
+    notes = [f"After step {step:,} of {recipe.train.steps:,}."] if step < recipe.train.steps else []
+    if len(real) < len(chosen):
+        notes.append(f"{len(chosen) - len(real)} of the images cannot be read any more")
     report = Report(
         title=run.path.resolve().name,
         summary=summary,
         entries=entries,
         real=real,
-        facts=facts,
+        facts=_facts(results, len(images), step, curve),
         recipe=recipe.to_yaml(),
-        student=str(run.student),
+        student=str(run.student) if run.student.is_dir() else None,
         card=results.job.card(),
-        notes=[] if len(real) == len(chosen) else [f"{len(chosen) - len(real)} of the images cannot be read any more"],
+        notes=notes,
         analysis=read_text(run.analysis_html) if run.analysis_html.exists() else "",
     )
     write_report(run.report, report)
+
+
+def _facts(results: Results, images: int, step: int, curve: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    recipe = results.recipe
+    held_out = f", {recipe.data.held_out:,} more held out" if recipe.data.held_out else ""
+    return {
+        "optimiser steps": f"{step:,} of {recipe.train.batch_size} images",
+        "training time": duration(curve[-1]["seconds"]) if curve else "not logged",
+        "seed": str(recipe.train.seed),
+        "data": f"{recipe.data.described(images)} as {described(results.shell.image_size, '×')}{held_out}",
+        "sampler": f"{recipe.samples.scheduler}, {recipe.samples.steps} steps, seed {recipe.samples.seed}",
+        **machine_facts(),
+    }
 
 
 def _seconds(results: Results, networks: dict[str, Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from slimdpm.training.job import Job
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 GRID = 16  # images in a grid during training
+_COLUMNS = 8  # of pictures of samples
 
 _CARD = """---
 library_name: diffusers
@@ -50,17 +51,23 @@ class Results:
     def __init__(self, job: Job, run: RunFolder, place: device, display: Display):
         self.job, self.recipe, self.shell, self.teacher = job, job.recipe, job.shell, job.teacher
         self.run, self.place, self.display = run, place, display
+        self.name = "student" if job.teacher is not None else "network"  # in its report
+        self.seconds: dict[str, float] = {}  # of a forward pass of each network, once they are measured
         self._unet: nn.Module | None = None
         self._teacher_samples: np.ndarray | None = None
 
-    def pipeline(self, weights: Mapping[str, Tensor]) -> DiffusionPipeline:
-        """The student's pipeline with these weights, in a U-Net apart from the one in training."""
+    def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """The student with these weights, apart from the one in training."""
         if self._unet is None:
             with device("meta"):  # its weights come from outside
                 self._unet = build(self.job.plan.config).eval()
             self._unet.to_empty(device=self.place)
         self._unet.load_state_dict(weights)
-        return self.shell.with_unet(self._unet, self.recipe.student.prediction)
+        return self._unet
+
+    def pipeline(self, weights: Mapping[str, Tensor]) -> DiffusionPipeline:
+        """The student's pipeline with these weights."""
+        return self.shell.with_unet(self.network(weights), self.recipe.student.prediction)
 
     def save_student(self, weights: Mapping[str, Tensor]) -> None:
         """Write or update ``student/``; at any moment it can be loaded."""
@@ -71,17 +78,33 @@ class Results:
             self.pipeline(weights).save_pretrained(temporary, max_shard_size="1TB")
             (temporary / "README.md").write_text(_CARD.format(**self.job.card()), encoding="utf-8")
 
-    def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> None:
-        """A picture of samples at this step: each student's under the teacher's from the same noise."""
+    def save_grid(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """A picture of samples at this step: each student's under the teacher's from the same noise.
+
+        Returns:
+            the samples of each network, uint8 ``(N, H, W, C)``.
+        """
         count = min(GRID, self.recipe.samples.count)
         students = self.sample(self.pipeline(weights), count, f"samples at step {step}")
-        rows = students
-        columns = min(8, count)
+        rows, samples = students, {self.name: students}
+        columns = min(_COLUMNS, count)
         if self.teacher is not None:
             if self._teacher_samples is None:
                 self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
             rows = stacked(self._teacher_samples, students)
+            samples["teacher"] = self._teacher_samples
         save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students)))
+        return samples
+
+    def save_samples(self, weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The report's samples, a picture for each network. Returns them as `save_grid` does."""
+        pipelines = {} if self.teacher is None else {"teacher": self.teacher_pipeline()}
+        pipelines[self.name] = self.pipeline(weights)
+        count = self.recipe.samples.count
+        samples = {name: self.sample(p, count, f"sampling the {name}") for name, p in pipelines.items()}
+        for name, arrays in samples.items():
+            save_picture(self.run.samples / f"{name}.png", grid(arrays, _COLUMNS, zoom=zoom_for(arrays)))
+        return samples
 
     def teacher_pipeline(self) -> DiffusionPipeline:
         assert self.teacher is not None

@@ -22,21 +22,24 @@ from slimdpm.method.distiller import Distiller
 from slimdpm.recipe import Recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.amounts import duration
+from slimdpm.system.devices import cuda_devices
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.machine import device_facts, runtime_facts
 from slimdpm.system.processes import by_the_first
 from slimdpm.system.progress import Display
-from slimdpm.train_recipe import TimedTraining
+from slimdpm.train_recipe import VALIDATIONS, TimedTraining
 from slimdpm.training.accelerator import make_accelerator
 from slimdpm.training.checkpoint import save_checkpoint
 from slimdpm.training.job import Job
 from slimdpm.training.student_folder import GRID, Results
 from slimdpm.training.trainer import Trainer
+from slimdpm.training.validation import Validation
 
 SHARE = 0.03  # of the time that is given goes into timing steps,
 LONGEST = 60.0  # but no more seconds than these
 WARM = 3  # steps, at least, before steps are timed
 REPORT = 10.0  # seconds of a report's milliseconds and figures
+FIGURES = 1.5  # seconds of figures alone, as the report is written again with each grid
 GRIDS = 5  # of samples by default
 
 clock = time.perf_counter
@@ -50,7 +53,8 @@ class Pace:
         step: of an optimiser step, the teacher's share included.
         checkpoint: to write one.
         student, teacher: to sample an image with the recipe's sampler; 0 without a teacher.
-        start: to build the networks and take the first steps, which are slower.
+        validation: to measure the error on the images held out; 0 if there are none.
+        start: to build the networks, take the first steps, which are slower, and measure the teacher's error.
         measured: that the measurement took.
     """
 
@@ -58,6 +62,7 @@ class Pace:
     checkpoint: float
     student: float
     teacher: float
+    validation: float
     start: float
     measured: float
 
@@ -75,7 +80,7 @@ def timed_job(
     Args:
         job: of the run, its number of steps not measured yet.
         conditioning: that it is trained with, see `slimdpm.training.prepare.prepare_data`.
-        images: the training images.
+        images: of the run.
         run: its folder, open.
         display: where is said that it takes a while.
         distiller: see `Trainer`.
@@ -91,18 +96,19 @@ def timed_job(
     allowed = min(SHARE * recipe.train.hours * 3600, LONGEST)
     display.say(f"timing steps, samples and a checkpoint on {machine}: more than {duration(allowed)}")
     trained = replace(job, shell=replace(job.shell, conditioning=conditioning))
-    devices = [accelerator.device.index or 0] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         trainer = Trainer(trained, images, run, accelerator, None, distiller)
         step, start = _steps(trainer, allowed, begun)
 
     def chosen() -> TimedTraining:
         results = Results(job, run, accelerator.device, Display())
-        results.keep_images(images)
+        results.keep_images(trainer.images)
         checkpoint = _checkpoint(trainer)
         student = _sampling(results, results.pipeline(trainer.weights()))
         teacher = _sampling(results, results.teacher_pipeline()) if job.teacher is not None else 0.0
-        pace = Pace(step, checkpoint, student, teacher, start, clock() - begun)
+        validates = len(trainer.held_out) > 0 and recipe.train.validate_every != 0
+        validation, first = _validation(trainer, results) if validates else (0.0, 0.0)
+        pace = Pace(step, checkpoint, student, teacher, validation, start + first, clock() - begun)
         return fitting(recipe, pace, machine, runtime_facts(recipe.train.compile))
 
     timed = by_the_first(chosen)
@@ -124,10 +130,12 @@ def fitting(recipe: Recipe, pace: Pace, machine: str, runtime: str) -> TimedTrai
     each = pace.step + pace.checkpoint / train.checkpoint_every
     once = pace.measured + pace.start + pace.checkpoint + REPORT + samples.count * (pace.student + pace.teacher)
     if every is None:
-        once += grid * (GRIDS * pace.student + pace.teacher)
+        once += grid * (GRIDS * pace.student + pace.teacher) + GRIDS * FIGURES
     elif every:
-        each += grid * pace.student / every
+        each += (grid * pace.student + FIGURES) / every
         once += grid * pace.teacher
+    if pace.validation:
+        each, once = _with_validation(recipe, pace.validation, each, once)
     steps = math.floor((train.hours * 3600 - once) / each)
     if steps < 1:
         least = math.ceil((once + 100 * each) / 36) / 100
@@ -143,6 +151,16 @@ def fitting(recipe: Recipe, pace: Pace, machine: str, runtime: str) -> TimedTrai
         machine=machine,
         runtime=runtime,
     )
+
+
+def _with_validation(recipe: Recipe, seconds: float, each: float, once: float) -> tuple[float, float]:
+    """What a step takes and what comes but once, with measurements of the held-out error that take so long."""
+    train, every = recipe.train, recipe.train.validate_every
+    assert train.hours is not None and recipe.data.held_out is not None
+    gap, once = train.validation_gap(recipe.data.held_out), once + seconds  # the last one
+    if every is None and (train.hours * 3600 - once - VALIDATIONS * seconds) / each >= VALIDATIONS * gap:
+        return each, once + VALIDATIONS * seconds
+    return each + seconds / (every or gap), once
 
 
 def _steps(trainer: Trainer, allowed: float, begun: float) -> tuple[float, float]:
@@ -170,6 +188,17 @@ def _checkpoint(trainer: Trainer) -> float:
     with TemporaryDirectory(prefix=".pace.tmp-", dir=trainer.run.path) as folder:
         save_checkpoint(Path(folder), trainer.state, keep=1)
         return (clock() - mark) * 1.2
+
+
+def _validation(trainer: Trainer, results: Results) -> tuple[float, float]:
+    """Seconds to measure the held-out error, and by how many the first time takes longer."""
+    validation = Validation(trainer.job, trainer.held_out, trainer.accelerator, results.network)
+    marks = [clock()]
+    for _ in range(2):
+        validation(trainer.weights())
+        marks.append(clock())
+    first, further = marks[1] - marks[0], marks[2] - marks[1]
+    return further, max(0.0, first - further)
 
 
 def _sampling(results: Results, pipeline: DiffusionPipeline) -> float:

@@ -23,9 +23,10 @@ from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.losses import PARTS
 from slimdpm.method.networks import build
+from slimdpm.metrics.denoising import described_error, times_the_teachers
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.amounts import duration
-from slimdpm.system.devices import synchronize
+from slimdpm.system.devices import cuda_devices, synchronize
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display, loss_line
 from slimdpm.system.stop_signals import Stopped, stop_signals
@@ -38,6 +39,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 _FORECAST = (4, 20)  # the steps between which is measured how long a run takes
 
 Weights = dict[str, Tensor]
+Measure = Callable[[Weights], dict[str, float]]
 
 
 class Trainer:
@@ -45,7 +47,7 @@ class Trainer:
 
     Args:
         job: what is trained, and how.
-        images: the training images.
+        images: of the run; those that its recipe holds out are kept back from training.
         run: the run's folder, open.
         accelerator: from `slimdpm.training.accelerator.make_accelerator`.
         display: where progress is shown.
@@ -62,8 +64,9 @@ class Trainer:
         distiller: Callable[..., Distiller] = Distiller,
     ):
         self.job, self.settings, self.shell = job, job.recipe.train, job.shell
-        self.images, self.run, self.accelerator = images, run, accelerator
-        self.display = display or Display()
+        self.run, self.accelerator, self.display = run, accelerator, display or Display()
+        data = job.recipe.data
+        self.images, self.held_out = images.parted(data.kept_back(len(images)), self.settings.seed)
         self.state = self._new_state()
         self.distiller = self._new_distiller(distiller)
         self.wrapped = accelerator.prepare_model(self.state.student)
@@ -71,6 +74,7 @@ class Trainer:
         self.state.scaler = accelerator.scaler
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose numbers are not logged yet
         self._mark = self._forecast_mark = time.monotonic()
+        self._ratio = math.inf  # of the held-out errors of student and teacher after this step; the main process's
 
     def _new_state(self) -> Trainable:
         s = self.settings
@@ -103,12 +107,15 @@ class Trainer:
         self,
         on_checkpoint: Callable[[Weights], None] = lambda weights: None,
         on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+        validate: Measure = lambda weights: {},
     ) -> Weights:
-        """Train to the last step.
+        """Train to the last step, or until the student is good enough.
 
         Args:
             on_checkpoint: called by the main process with the averaged weights after each checkpoint.
             on_sample: called by the main process with the step and the averaged weights every `sample_every` steps.
+            validate: called by the main process with the averaged weights every `validate_every` steps; what it finds
+                is logged, see `slimdpm.training.validation.Validation`.
 
         Returns:
             the averaged weights.
@@ -120,14 +127,16 @@ class Trainer:
         label = "distilling" if self.distiller.teacher is not None else "training"
         self.resume()
         with (
-            torch.random.fork_rng(devices=_cuda_devices(self.accelerator.device)),
+            torch.random.fork_rng(devices=cuda_devices(self.accelerator.device)),
             stop_signals() as received,
             self.display.task(label, self.settings.steps, done=self.state.step, unit="steps") as task,
         ):
-            for count, numbers in enumerate(self.steps(on_checkpoint, on_sample, received), 1):
+            for count, numbers in enumerate(self.steps(on_checkpoint, on_sample, validate, received), 1):
                 task.advance(1, numbers)
                 if "steps" not in self.settings.model_fields_set:
                     self._say_how_long(count)
+        if self.settings.until is not None:
+            self._say_how_good()
         self.accelerator.wait_for_everyone()
         return self.weights()
 
@@ -135,12 +144,13 @@ class Trainer:
         self,
         on_checkpoint: Callable[[Weights], None] = lambda weights: None,
         on_sample: Callable[[int, Weights], None] = lambda step, weights: None,
+        validate: Measure = lambda weights: {},
         received: Sequence[int] = (),
     ) -> Iterator[str]:
         """`train` a step at a time, for who drives several runs side by side; `resume` comes first.
 
         Args:
-            on_checkpoint, on_sample: see `train`.
+            on_checkpoint, on_sample, validate: see `train`.
             received: the signals that ask to stop, see `stop_signals`.
 
         Yields:
@@ -151,13 +161,17 @@ class Trainer:
             self._grid(on_sample)  # the run stopped, or was killed, between checkpoint and grid
         lessons = self._lessons()
         self._mark = time.monotonic()
-        while self.state.step < s.steps:
+        enough = self._is_enough()
+        while self.state.step < s.steps and not enough:
             self._step(lessons)
-            step = self.state.step
-            stop = self._agreed(received)
-            last = stop or step == s.steps
-            numbers = self._flush() if last or step % s.log_every == 0 or step % s.checkpoint_every == 0 else ""
-            if last or step % s.checkpoint_every == 0:
+            step, numbers = self.state.step, ""
+            stop = self._agreed(received[0] if received else 0)
+            saves = stop or step == s.steps or step % s.checkpoint_every == 0
+            validates = s.validates(step, len(self.held_out))
+            if saves or validates or step % s.log_every == 0:
+                numbers = self._flush(validate if validates else None)
+            enough = validates and self._is_enough()
+            if saves or enough:
                 self._checkpoint(on_checkpoint)
             if stop:
                 raise Stopped(stop, step)
@@ -209,6 +223,8 @@ class Trainer:
         verified = not found or load_checkpoint(found[-1], self.state)
         if self.accelerator.is_main_process:
             self.run.forget_after(self.state.step)
+            now = [line for line in self.run.metrics() if line["step"] == self.state.step]
+            self._ratio = times_the_teachers(now[-1]) if now else math.inf
             if found:
                 self.display.say(f"resuming after step {self.state.step} of {self.settings.steps}")
             if not verified:
@@ -240,8 +256,8 @@ class Trainer:
         self.state.step += 1
         self._pending.append((self.state.step, sums))
 
-    def _flush(self) -> str:
-        """Log the mean of the steps since the last time. Returns it as a line.
+    def _flush(self, validate: Measure | None = None) -> str:
+        """Log the mean of the steps since the last time, and what is measured now. Returns the mean as a line.
 
         Raises:
             SlimdpmError: if a loss among them is not finite.
@@ -260,9 +276,33 @@ class Trainer:
         values["lr"] = float(self.state.schedule.get_last_lr()[0])
         values["images_per_second"] = len(steps) * self.settings.batch_size / seconds
         if self.accelerator.is_main_process:
-            self.run.log({"step": steps[-1], **values, "seconds": round(self.state.seconds, 2)})
-            self.accelerator.log(values, step=steps[-1])
+            measured = {} if validate is None else self._validated(validate)
+            self.run.log({"step": steps[-1], **values, **measured, "seconds": round(self.state.seconds, 2)})
+            self.accelerator.log({**values, **measured}, step=steps[-1])
         return f"{loss_line(values, ('loss', *PARTS))}  {values['images_per_second']:.0f} images/s"
+
+    def _validated(self, validate: Measure) -> dict[str, float]:
+        found = validate(self.weights())
+        self._ratio = times_the_teachers(found)
+        if found:
+            self.display.say(f"step {self.state.step:,}: held-out error {described_error(found)}")
+        return found
+
+    def _is_enough(self) -> bool:
+        """Whether the student has just been found as near to its teacher as was asked for; for all processes."""
+        until = self.settings.until
+        return until is not None and bool(self._agreed(self._ratio <= until))
+
+    def _say_how_good(self) -> None:
+        """At the end of a run with `train.until`, also of one that is started again."""
+        s, is_now = self.settings, f"the held-out error is {self._ratio:.3f} times the teacher's"
+        assert s.until is not None
+        if self._ratio <= s.until:
+            self.display.say(
+                f"good enough: after step {self.state.step:,} of {s.steps:,} {is_now}, asked for is {s.until:g}"
+            )
+        elif math.isfinite(self._ratio):
+            self.display.say(f"train.until {s.until:g} is not reached: after all {s.steps:,} steps {is_now}")
 
     def _not_finite(self, step: int, values: Mapping[str, float]) -> SlimdpmError:
         parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
@@ -276,12 +316,11 @@ class Trainer:
             on_checkpoint(self.weights())
         self.accelerator.wait_for_everyone()
 
-    def _agreed(self, received: Sequence[int]) -> int:
-        """The signal to stop at, the same in all processes after the same step; 0 to go on."""
+    def _agreed(self, mine: int) -> int:
+        """The largest of what the processes have after the same step, for all: a signal to stop at, or 0 to go on."""
         if self.accelerator.num_processes == 1:
-            return received[0] if received else 0
-        mine = torch.tensor(received[0] if received else 0, device=self.accelerator.device)
-        return int(self.accelerator.gather(mine).max())
+            return mine
+        return int(self.accelerator.gather(torch.tensor(mine, device=self.accelerator.device)).max())
 
 
 def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
@@ -296,7 +335,3 @@ def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:
             raise SlimdpmError(f"train.freeze: no parameter of the student matches {pattern!r}")
         for parameter in matching:
             parameter.requires_grad_(False)
-
-
-def _cuda_devices(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []
