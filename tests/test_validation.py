@@ -142,7 +142,7 @@ def test_a_run_stops_when_it_is_good_enough(whole, tmp_path, teacher_folder, ima
     lines = logged(stopped)
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[3] == logged(straight)[3]
     page = html.unescape((stopped / "report.html").read_text())
-    assert "After step 4 of 8" in page and re.search(rf"at step 4: 0\.\d+, {ratios[1]:.3f} times", page)
+    assert "After step 4 of 8" in page and re.search(rf"at step 4: \d\.\d+, {ratios[1]:.3f} times", page)
 
     assert "good enough: after step 4 of 8" in run(stopped, teacher_folder, image_folder, *enough, "train.steps=8")
     assert logged(stopped) == lines
