@@ -1,0 +1,183 @@
+r"""The demo's teacher of garments: how it begins, and what it is worth.
+
+    python benchmarks/garments_teacher.py begin runs/garments-begin
+    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \\
+        --recipe recipes/garments-teacher.yaml
+    python benchmarks/garments_teacher.py measure runs/garments-teacher clothing --work runs/garments-measured
+
+It begins as the ablation's teacher, which knows no classes and has seen 160,000 images: with an embedding of the ten
+classes that adds nothing at first. It is measured on the photographs of ``validation/`` and ``test/``, which nothing is
+trained on: kernel distance, the share of samples whose class a classifier of real photographs names, and whether it
+remembers: how near its samples are to photographs that it was trained on, beside as many that it has never seen. Saves
+garments_teacher.json, and garments_teacher.png with the nearest training photographs of twenty samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation.run import kept_teacher
+from ablation.tables import markdown
+from diffusers import DDPMScheduler
+from rich.console import Console
+
+from slimdpm.conditioning import Request
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.folder import Folder
+from slimdpm.data.labels import labels_of
+from slimdpm.method.cost import measure
+from slimdpm.method.networks import build
+from slimdpm.metrics.classifier import Classifier
+from slimdpm.metrics.collect import Generated, Given, collect
+from slimdpm.metrics.distances import kernel_distance
+from slimdpm.metrics.extractors import load_extractor
+from slimdpm.pipelines import ClassConditionalLDMPipeline
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.report.figures import gallery_figure
+from slimdpm.run_folder import RunFolder
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.packaged import ASSETS
+from slimdpm.system.progress import Display
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+SIZE, EACH = 32, 60  # pixels, samples of each class
+SCHEDULER, STEPS = "dpm++", 25
+GUIDANCE = (1.0, 2.0, 3.0)
+SHOWN = 20  # samples beside their nearest training photographs
+SHOWN_AT = 2.0  # the guidance of these, which is the demo's
+
+
+def begin(folder: Path) -> None:
+    """The ablation's teacher with an embedding of classes, all zeros."""
+    unconditional = load_pipeline(kept_teacher("32"))
+    unet = build({**unconditional.unet.config, "_class_name": "UNet2DModel", "num_class_embeds": len(CLASSES) + 1})
+    unet.load_state_dict(unconditional.unet.state_dict(), strict=False)
+    torch.nn.init.zeros_(unet.class_embedding.weight)
+    scheduler = DDPMScheduler.from_config(unconditional.scheduler.config)
+    names = dict(enumerate(CLASSES))
+    ClassConditionalLDMPipeline(
+        unet=unet, scheduler=scheduler, vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
+    ).save_pretrained(folder)
+
+
+class Photographs:
+    """A part of the photographs with its features, in the order of `labels`."""
+
+    def __init__(self, folder: Path, work: Path, extractor: Any, display: Display):
+        source = Folder(folder)
+        labels = labels_of(source)
+        assert labels is not None
+        self.labels = labels.numbers
+        images = prepare_images(source, Decoder(SIZE))
+        self.images = np.stack([images.square(i) for i in range(len(source))])
+        given = Given(folder.name, images)
+        self.features = collect(given, work, extractor, display).features()[np.argsort(given.order)]
+
+
+def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[str, Any]:
+    """All figures; the picture is drawn besides."""
+    extractor = load_extractor("efficientnet-lite0")
+    parts = {
+        name: Photographs(photographs / name, work, extractor, display) for name in ("train", "validation", "test")
+    }
+    unseen = [parts["validation"], parts["test"]]
+    real, truth = (np.concatenate([getattr(part, what) for part in unseen]) for what in ("features", "labels"))
+    classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
+    pipeline = load_pipeline(run)
+    found: dict[str, Any] = {
+        "hardware": machine_facts(),
+        "cost": vars(measure(dict(pipeline.unet.config) | {"_class_name": type(pipeline.unet).__name__})),
+        "training": _training(run),
+        "samples": f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, seed 0",
+        "photographs": {name: len(part.images) for name, part in parts.items()},
+        "photographs named": classifier.accuracy(real, truth),
+        "guidance": {},
+    }
+    for scale in GUIDANCE:
+        request = Request(classes=CLASSES, guidance=scale)
+        made = Generated("samples", pipeline, EACH * len(CLASSES), STEPS, SCHEDULER, request=request)
+        samples = collect(made, work, extractor, display)
+        features, images = samples.features(), np.concatenate(list(samples.batches()))
+        asked = np.arange(len(features)) % len(CLASSES)
+        found["guidance"][f"{scale:g}"] = {
+            "kernel distance": kernel_distance(features, real).value,
+            "named": classifier.accuracy(features, asked),
+            "named, by class": {
+                name: classifier.accuracy(features[asked == i], asked[asked == i]) for i, name in enumerate(CLASSES)
+            },
+            "distance to the nearest photograph": _nearest(features, parts["train"].features, real),
+        }
+        if scale == SHOWN_AT:
+            _draw(images[:SHOWN], features[:SHOWN], parts["train"])
+    return found
+
+
+def _training(run: Path) -> dict[str, Any]:
+    recipe, log = RunFolder(run).recipe(), RunFolder(run).metrics()
+    images = log[-1]["step"] * recipe.train.batch_size
+    return {"steps": log[-1]["step"], "images": images, "seconds": log[-1]["seconds"], "lr": recipe.train.lr}
+
+
+def _nearest(features: np.ndarray, trained: np.ndarray, unseen: np.ndarray) -> dict[str, float]:
+    """Medians over the samples, to as many photographs of each kind."""
+    chosen = np.random.default_rng(0).permutation(len(trained))[: len(unseen)]
+    sets = {"trained on": trained[chosen], "never seen": unseen}
+    return {name: float(np.median(_distances(features, some).min(axis=1))) for name, some in sets.items()}
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+
+
+def _draw(images: np.ndarray, features: np.ndarray, trained: Photographs) -> None:
+    near = trained.images[_distances(features, trained.features).argmin(axis=1)]
+    count = len(CLASSES)
+    rows = [
+        pair
+        for i in range(0, len(images), count)
+        for pair in (("sample", images[i : i + count]), ("nearest", near[i : i + count]))
+    ]
+    with atomic_file(RESULTS / "garments_teacher.png") as temporary:
+        gallery_figure(CLASSES, rows).savefig(temporary, format="png")
+
+
+def table(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            scale,
+            f"{row['kernel distance']:.3f}",
+            f"{row['named']:.1%}",
+            " / ".join(f"{value:.2f}" for value in row["distance to the nearest photograph"].values()),
+        ]
+        for scale, row in found["guidance"].items()
+    ]
+    return markdown(["guidance", "kernel distance", "class named", "nearest photograph: trained on / never seen"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    tasks = parser.add_subparsers(dest="task", required=True)
+    tasks.add_parser("begin").add_argument("folder", type=Path)
+    measuring = tasks.add_parser("measure")
+    measuring.add_argument("run", type=Path)
+    measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
+    measuring.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    if options.task == "begin":
+        begin(options.folder)
+        return
+    found = judge(options.run, options.photographs, options.work, Display(Console()))
+    write_json(RESULTS / "garments_teacher.json", found)
+    print(table(found))
+    print(json.dumps(found["training"]), f"photographs named: {found['photographs named']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
