@@ -1,7 +1,7 @@
 r"""The demo's teacher of garments: how it begins, and what it is worth.
 
     python benchmarks/garments_teacher.py begin runs/garments-begin
-    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \\
+    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \
         --recipe recipes/garments-teacher.yaml
     python benchmarks/garments_teacher.py measure runs/garments-teacher clothing --work runs/garments-measured
 
