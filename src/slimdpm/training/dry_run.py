@@ -124,8 +124,9 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     train, distill = recipe["train"], recipe["distill"]
     yield "data", f"{data['about']} as {described(data['size'])}"
     if data["held_out"]:
-        until = f": until the student's error on them is at most {train['until']:g} times the teacher's"
-        yield "", f"{data['held_out']:,} are held out{until if train['until'] is not None else ''}"
+        yield "", f"{data['held_out']:,} are held out"
+    if train["until"] is not None:
+        yield "", f"until the student's error on them is at most {train['until']:g} times the teacher's"
     split = f"{shares['processes']} x {shares['micro_batch']} at once"
     more = f", {shares['accumulation']} times" if shares["accumulation"] > 1 else ""
     count = f"{train['steps']:,}" if "steps" in train else f"as many as fit into {train['hours']:g} hours, each"
