@@ -47,9 +47,9 @@ from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
-SIZE, EACH = 32, 60  # pixels, samples of each class
+SIZE, EACH = 32, 30  # pixels, samples of each class
 SCHEDULER, STEPS = "dpm++", 25
-GUIDANCE = (1.0, 2.0, 3.0)
+GUIDANCE = (1.0, 2.0)
 SHOWN = 20  # samples beside their nearest training photographs
 SHOWN_AT = 2.0  # the guidance of these, which is the demo's
 
@@ -139,13 +139,11 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _draw(images: np.ndarray, features: np.ndarray, trained: Photographs) -> None:
     near = trained.images[_distances(features, trained.features).argmin(axis=1)]
     count = len(CLASSES)
-    rows = [
-        pair
-        for i in range(0, len(images), count)
-        for pair in (("sample", images[i : i + count]), ("nearest", near[i : i + count]))
+    blocks = [
+        [("sample", images[i : i + count]), ("nearest", near[i : i + count])] for i in range(0, len(images), count)
     ]
     with atomic_file(RESULTS / "garments_teacher.png") as temporary:
-        gallery_figure(CLASSES, rows).savefig(temporary, format="png")
+        gallery_figure(CLASSES, blocks).savefig(temporary, format="png")
 
 
 def table(found: dict[str, Any]) -> str:
