@@ -11,40 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ablation.tables import markdown
 
-from slimdpm.system import amounts
+from slimdpm.demo.run import results_table
 from slimdpm.system.files import write_json
 
 HERE = Path(__file__).parent
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """A row for each network, and what the classifier says of photographs."""
-    rows = []
-    for name, row in results["networks"].items():
-        trained = "–" if row["steps"] is None else f"{row['steps']:,} / {row['seconds']:.0f} s"
-        cost = amounts.parameters(row["params"]), amounts.macs(row["macs"]), f"{row['milliseconds']:.1f}"
-        errors = f"{row['error']:.4f}", f"{row['upper half']:.4f}"
-        distance = f"{row['kernel distance']:.3f} ± {row['its standard error']:.3f}"
-        rows.append([name, *cost, trained, *errors, distance, f"{row['named']:.0%}"])
-    rows.append(["photographs", *["–"] * 7, f"{results['photographs']['named']:.0%}"])
-    headings = [
-        "",
-        "parameters",
-        "MACs",
-        "ms",
-        "training",
-        "error of ε",
-        "upper half",
-        "kernel distance",
-        "class named",
-    ]
-    return markdown(headings, rows)
 
 
 def main() -> None:
@@ -54,7 +28,8 @@ def main() -> None:
     results = json.loads((options.folder / "results.json").read_text())
     write_json(HERE / "results/demo.json", results)
     shutil.copyfile(options.folder / "comparison.png", HERE.parent / "docs/figures/demo.png")
-    print(table(results))
+    table = results_table(results["networks"], results["photographs"]["named"])
+    print(markdown(table.headings, [[cell or "–" for cell in row] for row in table.rows]))
     print(f"{results['samples']}; errors and kernel distance on {results['photographs to measure with']} photographs")
 
 

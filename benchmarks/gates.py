@@ -103,8 +103,6 @@ def _trained(layer: nn.Module, x: Tensor, layout: torch.memory_format) -> Callab
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     upstream = torch.ones_like(layer(x)).contiguous(memory_format=layout)
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
     def call() -> None:
         torch.autograd.grad(layer(leaf), (leaf, *layer.parameters()), upstream)
 
@@ -115,9 +113,9 @@ def measure(kind: str, shape: tuple[int, ...], layout: str, backward: bool) -> d
     """Microseconds by layer."""
     timed, device = calls(kind, shape, FORMATS[layout], backward), torch.device("cpu")
     start = time.process_time()
-    timings(timed, device, rounds=1, clock=time.process_time)
+    timings(timed, device, rounds=1, clock=time.process_time, gradients=backward)
     rounds = min(201, max(5, round(2 * SECONDS / (time.process_time() - start))))
-    found = timings(timed, device, rounds=rounds, clock=time.process_time)
+    found = timings(timed, device, rounds=rounds, clock=time.process_time, gradients=backward)
     return {"rounds": rounds, **{name: round(1e6 * latency.median, 1) for name, latency in found.items()}}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from slimdpm.data.images import to_model_range
 from slimdpm.method.cost import measure
 from slimdpm.method.distiller import TappedStudent
 from slimdpm.method.inherit import inherited_weights
+from slimdpm.method.latency import step_seconds
 from slimdpm.method.networks import build
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.devices import synchronize
@@ -156,19 +157,6 @@ def walks(family: str, device: torch.device, batch: int, work: Path) -> tuple[di
     return {PLAIN: plain.steps(), **found}, first, off
 
 
-def seconds_of(steps: Mapping[str, Iterator[Any]], clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of a step."""
-    spent: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(ROUNDS + 1):
-        for name, walk in steps.items():
-            start = clock()
-            for _ in range(GROUP):
-                next(walk)
-            if turn:
-                spent[name].append((clock() - start) / GROUP)
-    return {name: float(np.median(values)) for name, values in spent.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -185,7 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for family in TEACHERS:
             steps, job, off = walks(family, device, options.batch, Path(work))
-            seconds = seconds_of(steps, clock)
+            seconds = step_seconds(steps, device, group=GROUP, rounds=ROUNDS, clock=clock)
             macs = {"teacher": job.plan.teacher_cost.macs, "student": measure(job.plan.config).macs}
             result["families"][family] = {"macs": macs, "loss off": off, "seconds": seconds}
             print(family, table(seconds, macs, options), sep="\n", flush=True)

@@ -63,7 +63,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     ]
     results = {entry.name: _figures(entry, verdicts[entry.name]) for entry in entries}
     write_json(folder / "results.json", {"networks": results, "photographs": {"named": judge.named}, **_facts(judge)})
-    table = _table(results, judge.named)
+    table = results_table(results, judge.named)
     gallery = _gallery(entries, judge)
     write_report(folder / "report.html", _report(jobs, entries, judge, gallery, table, folder))
     blocks = [[(f"{name}\n{beside}", images) for name, beside, images in block] for block in gallery.blocks[:ROWS]]
@@ -104,7 +104,8 @@ def _facts(judge: Judge) -> dict[str, Any]:
     }
 
 
-def _table(results: Mapping[str, Mapping[str, Any]], real: float) -> Table:
+def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Table:
+    """What ``results.json`` says of each network, and which part of the photographs the classifier names."""
     rows = [
         [
             NAMES[name],

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from slimdpm.method.latency import step_seconds
 from slimdpm.recipe import DEFAULT_GAMMA, Recipe
 from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.documents import read_json
 from slimdpm.system.files import write_json
 from slimdpm.system.packaged import ASSETS
+from slimdpm.system.processes import pick_device
 from slimdpm.system.progress import Display
 from slimdpm.training.accelerator import make_accelerator
 from slimdpm.training.job import Job
@@ -27,19 +27,25 @@ from slimdpm.training.run import new_trainer, run_job
 TURNS = 6  # of each student on the clock, after one that is not counted
 
 
-def demo_recipe(seed: int = 0, steps: int | None = None) -> Recipe:
+def demo_recipe(seed: int = 0, steps: int | None = None, file: Path = ASSETS / "demo.yaml") -> Recipe:
     """The recipe of the Spectral student."""
     values = {"train": {"seed": seed, **({"steps": steps} if steps else {})}}
-    return load_recipe(ASSETS / "demo.yaml", values=values)
+    return load_recipe(file, values=values)
 
 
-def lite_recipe(recipe: Recipe) -> Recipe:
-    """The fair Lite: a plain U-Net of the same MACs, from the teacher's channels too, trained on photographs alone."""
+def lite_recipe(recipe: Recipe, *, fair: bool = True) -> Recipe:
+    """Lite beside it: a plain U-Net of the same MACs, trained on the images alone.
+
+    Args:
+        recipe: of the Spectral student.
+        fair: it starts from the teacher's channels and has min-SNR weighting, too; the paper's Lite has neither.
+    """
+    student = {"kind": "lite", "init": "teacher" if fair else "random"}
     return recipe.model_copy(
         update={
             "task": "train",
-            "student": recipe.student.model_copy(update={"kind": "lite", "init": "teacher"}),
-            "train": recipe.train.model_copy(update={"snr_gamma": DEFAULT_GAMMA}),
+            "student": recipe.student.model_copy(update=student),
+            "train": recipe.train.model_copy(update={"snr_gamma": DEFAULT_GAMMA if fair else "none"}),
         }
     )
 
@@ -74,16 +80,9 @@ def _seconds_per_step(jobs: Mapping[str, Job], folder: Path, display: Display) -
     display.say("timing a step of both students")
     group = max(job.uses for job in jobs.values())
     folder.mkdir(parents=True, exist_ok=True)
-    spent: dict[str, list[float]] = {name: [] for name in jobs}
     with TemporaryDirectory(prefix="slimdpm-") as place, torch.random.fork_rng():
         walks = {name: _rehearsed(job, Path(place) / name) for name, job in jobs.items()}
-        for _ in range(TURNS + 1):
-            for name, walk in walks.items():
-                start = time.perf_counter()
-                for _ in range(group):
-                    next(walk)
-                spent[name].append((time.perf_counter() - start) / group)
-    found = {name: float(np.median(values[1:])) for name, values in spent.items()}
+        found = step_seconds(walks, pick_device(None), group=group, rounds=TURNS)
     write_json(file, found)
     return found
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def timings(
     *,
     rounds: int = 20,
     clock: Callable[[], float] = time.perf_counter,
+    gradients: bool = False,
 ) -> dict[str, Latency]:
     """Seconds of each call.
 
@@ -63,9 +65,10 @@ def timings(
         rounds: of each, after one that is not counted.
         clock: `time.process_time` is the processor's time of all threads: with one thread it repeats best, since it
             stands still while other work has the processor.
+        gradients: whether the calls need them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.inference_mode():
+    with torch.inference_mode(not gradients):
         for turn in range(rounds + 1):
             for name, call in calls.items():
                 synchronize(device)
@@ -75,6 +78,26 @@ def timings(
                 if turn:
                     seconds[name].append(clock() - start)
     return {name: Latency.of(values) for name, values in seconds.items()}
+
+
+def step_seconds(
+    walks: Mapping[str, Iterator[object]],
+    device: torch.device,
+    *,
+    group: int,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of a training step, see `timings`.
+
+    Args:
+        walks: by name, a step for each `next`.
+        device, rounds, clock: as in `timings`.
+        group: steps in a round, such as those that one answer of a teacher serves.
+    """
+    calls = {name: lambda walk=walk: deque(islice(walk, group), 0) for name, walk in walks.items()}
+    found = timings(calls, device, rounds=rounds, clock=clock, gradients=True)
+    return {name: latency.median / group for name, latency in found.items()}
 
 
 def latencies(
