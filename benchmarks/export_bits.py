@@ -40,7 +40,7 @@ def made(weights: Weights, work: Path, display: Display) -> tuple[int, np.ndarra
         samplers = Samplers(("dpm++",), (STEPS,))
         export_pipeline("demo:teacher", folder, samplers=samplers, weights=weights, display=display)
     if not (images / f"{COUNT - 1:05d}.png").exists():
-        assert runner.main(["-n", str(COUNT), "--batch-size", "64", "-o", str(images)], folder) == 0
+        assert runner.main(["-n", str(COUNT), "--batch-size", "64", "--threads", "1", "-o", str(images)], folder) == 0
     pixels = np.stack([np.asarray(Image.open(images / f"{i:05d}.png")) for i in range(COUNT)])
     return (folder / "unet" / "model.onnx").stat().st_size, pixels
 
