@@ -75,7 +75,9 @@ def page(networks: Mapping[str, Teacher], prompt: str = "") -> Any:
                     controls["negative"] = gr.Textbox("", label="Negative prompt", max_length=LONGEST_PROMPT)
                 if guided:
                     scale = conditioning.scale  # type: ignore[attr-defined]
-                    controls["guidance"] = gr.Slider(1, MOST_GUIDANCE, scale, step=0.1, label="Guidance (1 is none)")
+                    controls["guidance"] = gr.Slider(
+                        1, MOST_GUIDANCE, scale, step=0.1, label="Guidance", info="1 is none"
+                    )
                 button, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
             with gr.Column(scale=4):
                 with gr.Row():
@@ -99,7 +101,7 @@ def _place(name: str) -> tuple[Any, Any]:
     """Where a network's images and what is said of them are shown."""
     import gradio as gr
 
-    with gr.Column(min_width=240):
+    with gr.Column(min_width=140):  # beside each other on a phone, too
         said = gr.Markdown(f"**{name.capitalize()}**", elem_id=f"{name}-said")
         image = gr.Image(
             label=name, show_label=False, format="png", interactive=False, elem_id=name, elem_classes="made",

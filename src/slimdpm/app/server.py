@@ -20,9 +20,13 @@ _POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-
 _ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_ALLOWED_PATHS": ""}
 _STYLE = """
 .gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
-.made img { image-rendering: pixelated; width: 100%; }
-#figures th, #figures td { padding: 4px 16px; }
-#spectra svg { width: 100%; height: auto; max-width: 720px; }
+.made img { image-rendering: pixelated; width: 100%; height: auto; }
+#figures table { width: auto; overflow-wrap: normal; word-break: normal; }
+#figures th, #figures td { padding: 4px 16px; border-color: var(--border-color-primary); }
+#figures th + th, #figures td + td { text-align: right; white-space: nowrap; }
+#spectra { overflow-x: auto !important; }
+#spectra svg { width: 100%; height: auto; min-width: 420px; max-width: 720px; }
+@media (max-width: 640px) { #figures th, #figures td { padding: 4px 6px; font-size: 13px; } }
 footer { display: none !important; }
 """
 
