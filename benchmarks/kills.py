@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import diffusers.guiders  # noqa: F401 - what a command imports late is imported once, here
 import numpy as np
+import onnxscript  # noqa: F401
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers import TINY, TRIAL, latent_pipeline

@@ -225,6 +225,15 @@ def test_costs_of_presets_are_those_counted():
         assert (macs, macs_all) == (amounts.macs(cost.macs), amounts.macs(cost.macs_all))
 
 
+def test_kills_are_those_that_were_tried():
+    table = json.loads((ROOT / "benchmarks/results/kills.json").read_text())["table"]
+    assert not [fault for row in table for fault in row["faults"]]
+    kills, stops = (sum(row[name] for row in table for name in names) for names in (["SIGKILL"], ["SIGINT", "SIGTERM"]))
+    assert f"{kills} kills and {stops} stops at random moments" in (ROOT / "docs/cache.md").read_text(encoding="utf-8")
+    (exported,) = [row["SIGKILL"] for row in table if row["kind"] == "export"]
+    assert f"{exported} kills at random moments of an export" in (ROOT / "docs/run-anywhere.md").read_text("utf-8")
+
+
 def test_milliseconds_are_those_measured():
     families = json.loads((ROOT / "benchmarks/results/latency.json").read_text())["families"]
     names = {"crops, 32×32": "demo", "garments, 32×32": "garments"}
