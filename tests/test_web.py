@@ -169,7 +169,7 @@ def test_words_are_the_runners(node, tmp_path):
         "ça 日本\n½٣ \x1cΣΑΣ e\u0301🙂",
     ]
     found = node("const w = new R.Words(given[0]); print(given[1].map((t) => [...w.encode(t)]));", [told, texts])
-    assert found == [runner.Words(tmp_path)(text).tolist() for text in texts]
+    assert found == [runner.Words(tmp_path / "tokens.json")(text).tolist() for text in texts]
 
 
 def test_pixels_are_the_runners(node):

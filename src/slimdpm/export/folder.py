@@ -15,12 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from slimdpm.conditioning import Conditioning
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.export import runner
 from slimdpm.export.checks import check_graph
-from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
+from slimdpm.export.graphs import Graph, graphs_of, text_encoders, to_onnx, to_openvino
 from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.storage import Weights, shrink
 from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
@@ -84,8 +83,9 @@ def export_pipeline(
             _write_graph(graph, folder / graph.name, to, weights, display)
         pipeline.scheduler.save_pretrained(folder / "scheduler")
         manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
-        if getattr(pipeline, "tokenizer", None) is not None:
-            _write_tokenizer(pipeline.tokenizer, folder)
+        for which in ("", "_2"):
+            if getattr(pipeline, f"tokenizer{which}", None) is not None:
+                _write_tokenizer(getattr(pipeline, f"tokenizer{which}"), folder, which)
         write_json(folder / "model_index.json", _index(pipeline, folder))
         write_json(folder / "sampler.json", {"schedulers": tables})
         write_json(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
@@ -136,7 +136,7 @@ def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict
     default = next(iter(tables))
     parts = {"unet": "unet"}
     parts |= {"decoder": "vae_decoder"} if shell.autoencoder is not None else {}
-    parts |= {"text_encoder": "text_encoder"} if isinstance(shell.conditioning, Text) else {}
+    parts |= {name: name for name in text_encoders(shell.conditioning)} if isinstance(shell.conditioning, Text) else {}
     return {
         "format": runner.FORMAT,
         "made by": f"slimdpm {version('slimdpm')}",
@@ -144,15 +144,17 @@ def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict
         "image": [shell.image_channels, *sides(shell.image_size)],
         "scale": 1.0 if shell.autoencoder is None else float(shell.autoencoder.config.scaling_factor),
         **{name: f"{folder}/{place}" for name, folder in parts.items()},
-        "condition": _condition(shell.conditioning),
+        "condition": _condition(shell),
         "default": {"scheduler": default, "steps": min(map(int, tables[default]), key=lambda n: abs(n - 20))},
     }
 
 
-def _condition(conditioning: Conditioning) -> dict[str, Any] | None:
+def _condition(shell: Shell) -> dict[str, Any] | None:
     """What samples are asked for by, and how strongly by default."""
+    conditioning = shell.conditioning
     if isinstance(conditioning, Text):
-        return {"kind": "text", "guidance": float(conditioning.scale)}
+        told = {"kind": "text", "guidance": float(conditioning.scale)}
+        return told | _of_two_encoders(conditioning, sides(shell.image_size))
     if isinstance(conditioning, ClassLabels):
         names = dict(zip(map(str, conditioning.numbers), conditioning.names or (), strict=False))
         scale = 1.0 if conditioning.null is None else conditioning.scale
@@ -166,14 +168,24 @@ def _condition(conditioning: Conditioning) -> dict[str, Any] | None:
     return None
 
 
-def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+def _of_two_encoders(conditioning: Text, size: tuple[int, int]) -> dict[str, Any]:
+    """Stable Diffusion XL's, in which diffusers reads the last layer but one of each encoder: the outputs that they
+    are, what the U-Net is told of sizes, and whether the null condition is zeros."""
+    encoders = text_encoders(conditioning)
+    if len(encoders) == 1:
+        return {}
+    hidden = [f"hidden_states.{encoder.config.num_hidden_layers - 1}" for encoder in encoders.values()]
+    return {"hidden": hidden, "time_ids": [*size, 0, 0, *size], "zeros": conditioning.zeros}
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path, which: str) -> None:
     """For the runner, and as transformers 4 (which optimum is built on) and 5 read it: both read other files."""
-    words = _words_of(tokenizer)
-    write_json(folder / "tokens.json", words)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "tokenizer" / "vocab.json", words["vocabulary"])
+    words, own = _words_of(tokenizer), folder / f"tokenizer{which}"
+    write_json(folder / f"tokens{which}.json", words)
+    tokenizer.save_pretrained(own)
+    write_json(own / "vocab.json", words["vocabulary"])
     lines = ["#version: 0.2", *(" ".join(pair) for pair in words["merges"])]
-    (folder / "tokenizer" / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (own / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _words_of(tokenizer: Any) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The networks of a pipeline as ONNX graphs, with the names of inputs and outputs that optimum uses.
 
-U-Net          sample (B, C, H, W), timestep (1), [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample
+U-Net          sample (B, C, H, W), timestep (1), [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample;
+               Stable Diffusion XL's besides text_embeds (B, P), time_ids (B, 6)
 decoder        latent_sample (B, C, h, w), unscaled → sample (B, 3, H, W)
 encoder        sample (B, 3, H, W) → latent_parameters: means and log-variances (B, 2C, h, w)
-text encoder   input_ids (B, T) → last_hidden_state (B, T, D)
+text encoder   input_ids (B, T) → last_hidden_state (B, T, D); XL's two hidden_states.0 to .n besides, the second
+               text_embeds (B, P) before all
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
+from slimdpm.export.storage import PROTOBUF
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.errors import SlimdpmError, first_line
@@ -29,7 +32,6 @@ from slimdpm.system.sizes import sides
 
 OPSET = 18
 _BATCH = 2  # of the examples: a graph of 1 could be one for 1 alone
-_PROTOBUF = 1.9e9  # bytes that a file of ONNX holds at most
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Graph:
         name: of its folder, as diffusers and optimum have it.
         module: takes the inputs by name.
         inputs: examples by name, of a batch of 2.
-        output: its name.
+        outputs: their names.
         config: for ``config.json``.
         fixed: inputs without a batch.
     """
@@ -48,7 +50,7 @@ class Graph:
     name: str
     module: nn.Module
     inputs: Mapping[str, Tensor]
-    output: str
+    outputs: tuple[str, ...]
     config: Mapping[str, Any]
     fixed: tuple[str, ...] = ()
 
@@ -66,11 +68,15 @@ class _Denoiser(nn.Module):
         timestep: Tensor,
         class_labels: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         if self.embedder is not None:
             class_labels, encoder_hidden_states = None, self.embedder(class_labels)  # (B, 1, D)
         given = {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
-        inputs = {name: value for name, value in given.items() if value is not None}
+        inputs: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if text_embeds is not None:
+            inputs["added_cond_kwargs"] = {"text_embeds": text_embeds, "time_ids": time_ids}
         return call(self.network, sample, timestep.expand(sample.shape[0]), inputs)
 
 
@@ -95,12 +101,16 @@ class _Encoder(nn.Module):
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, encoder: Any):
-        super().__init__()
-        self.encoder = encoder
+    """A text encoder with the outputs of these names, as optimum has them."""
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.encoder(input_ids.long()).last_hidden_state
+    def __init__(self, encoder: Any, outputs: tuple[str, ...]):
+        super().__init__()
+        self.encoder, self.outputs = encoder, outputs
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        told = self.encoder(input_ids.long(), output_hidden_states=len(self.outputs) > 1)
+        layers = {f"hidden_states.{i}": states for i, states in enumerate(told.hidden_states or ())}
+        return tuple(layers[name] if name in layers else told[name] for name in self.outputs)
 
 
 def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
@@ -119,7 +129,7 @@ def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
     if shell.autoencoder is not None:
         config = shell.autoencoder.config
         latents = {"latent_sample": _latents(shell)}
-        yield Graph("vae_decoder", _Decoder(shell.autoencoder), latents, "sample", config)
+        yield Graph("vae_decoder", _Decoder(shell.autoencoder), latents, ("sample",), config)
     if isinstance(shell.conditioning, Text):
         yield from _of_text(shell, shell.conditioning)
 
@@ -137,16 +147,23 @@ def _latents(shell: Shell) -> Tensor:
 
 def _of_text(shell: Shell, conditioning: Text) -> Iterator[Graph]:
     """What a text-to-image pipeline has besides; optimum asks for an encoder of images, too."""
-    if shell.parts.get("text_encoder_2") is not None:
-        raise SlimdpmError("Stable Diffusion XL cannot be exported yet: the runner knows one text encoder")
     if isinstance(shell.autoencoder, AutoencoderKL):
         images = torch.randn(_BATCH, shell.image_channels, *sides(shell.image_size))
         module, config = _Encoder(shell.autoencoder), shell.autoencoder.config
-        yield Graph("vae_encoder", module, {"sample": images}, "latent_parameters", config)
-    encoder = conditioning.encoder.text_encoder
-    tokens = torch.ones(_BATCH, conditioning.tokens, dtype=torch.int32)
-    told = encoder.config.to_dict()
-    yield Graph("text_encoder", _TextEncoder(encoder), {"input_ids": tokens}, "last_hidden_state", told)
+        yield Graph("vae_encoder", module, {"sample": images}, ("latent_parameters",), config)
+    encoders = text_encoders(conditioning)
+    for name, encoder in encoders.items():
+        layers = range(encoder.config.num_hidden_layers + 1) if len(encoders) > 1 else ()
+        pooled = ("text_embeds",) if name == "text_encoder_2" else ()
+        outputs = (*pooled, "last_hidden_state", *(f"hidden_states.{i}" for i in layers))
+        tokens = torch.ones(_BATCH, conditioning.tokens, dtype=torch.int32)
+        yield Graph(name, _TextEncoder(encoder, outputs), {"input_ids": tokens}, outputs, encoder.config.to_dict())
+
+
+def text_encoders(conditioning: Text) -> dict[str, Any]:
+    """By the names of their folders: one, of Stable Diffusion XL two."""
+    found = {name: getattr(conditioning.encoder, name, None) for name in ("text_encoder", "text_encoder_2")}
+    return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
 def _denoiser(network: Any, shell: Shell) -> Graph:
@@ -156,8 +173,9 @@ def _denoiser(network: Any, shell: Shell) -> Graph:
         inputs = {name: value for name, value in inputs.items() if name != "encoder_hidden_states"}
         inputs["class_labels"] = torch.zeros(_BATCH, dtype=torch.long)
     inputs["timestep"] = torch.tensor([500.0])
+    inputs |= inputs.pop("added_cond_kwargs", {})
     module = _Denoiser(network, embedder)
-    return Graph("unet", module, inputs, "out_sample", network.config, fixed=("timestep",))
+    return Graph("unet", module, inputs, ("out_sample",), network.config, fixed=("timestep",))
 
 
 def to_onnx(graph: Graph, file: Path) -> None:
@@ -175,7 +193,7 @@ def to_onnx(graph: Graph, file: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(graph.inputs),
-                output_names=[graph.output],
+                output_names=list(graph.outputs),
                 dynamic_shapes={name: None if name in graph.fixed else {0: batch} for name in graph.inputs},
                 verbose=False,
             )
@@ -185,7 +203,7 @@ def to_onnx(graph: Graph, file: Path) -> None:
             raise SlimdpmError(f"PyTorch cannot export this {graph.name}: {first_line(error)}") from error
         _remove_notes(program.model)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in graph.module.parameters())
-        program.save(str(file), external_data=weights > _PROTOBUF)
+        program.save(str(file), external_data=weights > PROTOBUF)
 
 
 def to_openvino(file: Path) -> Path:

@@ -27,7 +27,7 @@ from PIL import Image
 FORMAT = 1
 LARGEST = 64 * 2**20  # bytes of a JSON
 MOST = 2**13  # of a side, of channels, of tokens, of images at once
-Network = Callable[..., np.ndarray]
+Network = Callable[..., Any]  # of arrays by name, to an array or a list of them
 
 
 class Wrong(Exception):
@@ -89,8 +89,9 @@ def manifest_of(folder: Path) -> dict:
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != manifest["files"][name].get("sha256"):
                 wrong(f"{file} is damaged: its content is not what was exported")
-    for name in ("sampler.json", manifest.get("unet"), manifest.get("decoder", "sampler.json")):
-        if name not in manifest["files"]:
+    named = (manifest.get(place, "sampler.json") for place in ("decoder", "text_encoder", "text_encoder_2"))
+    for name in ("sampler.json", manifest.get("unet"), *named):
+        if not isinstance(name, str) or name not in manifest["files"]:
             wrong(f"the folder's files are incomplete: {str(name)[:80]} is missing")
     return manifest
 
@@ -128,19 +129,20 @@ def table_of(folder: Path, manifest: dict, scheduler: str | None, steps: int | N
     return table
 
 
-def networks(folder: Path, manifest: dict, threads: int | None) -> Callable[[str], Network]:
-    """Each network by its place in the manifest, as a function of its inputs by name."""
+def networks(folder: Path, manifest: dict, threads: int | None) -> Callable[..., Network]:
+    """Each network by its place in the manifest, as a function of its inputs by name: to its first output, or to a list
+    of those that are named."""
 
-    def onnx(file: Path) -> Network:
+    def onnx(file: Path, names: tuple[str, ...]) -> Network:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return lambda **inputs: session.run(None, inputs)[0]
+        return lambda **inputs: session.run(names or None, inputs)
 
-    def openvino(file: Path) -> Network:
+    def openvino(file: Path, names: tuple[str, ...]) -> Network:
         from openvino import Core
 
         core = Core()
@@ -148,21 +150,21 @@ def networks(folder: Path, manifest: dict, threads: int | None) -> Callable[[str
         if threads:
             core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
         compiled = core.compile_model(str(file), "CPU")
-        return lambda **inputs: next(iter(compiled(inputs).values()))
+        return lambda **inputs: [*map(compiled(inputs).__getitem__, names or (0,))]
 
-    def opened(place: str) -> Network:
+    def opened(place: str, *outputs: str) -> Network:
         name = at(manifest, place, kind=str)
         package = "openvino" if name.endswith(".xml") else "onnxruntime"
         try:
-            network = (openvino if name.endswith(".xml") else onnx)(folder / name)
+            network = (openvino if name.endswith(".xml") else onnx)(folder / name, outputs)
         except ImportError:
             wrong(f"this folder needs the package {package}: pip install {package} numpy pillow")
         except Exception as error:
             wrong(f"{folder / name} cannot be loaded: {_first_line(error)}")
 
-        def call(**inputs: np.ndarray) -> np.ndarray:
+        def call(**inputs: np.ndarray) -> Any:
             try:
-                return network(**inputs)
+                return network(**inputs) if outputs else network(**inputs)[0]
             except Exception as error:
                 wrong(f"{folder / name} and the folder's other files do not fit: {_first_line(error)}")
 
@@ -238,12 +240,12 @@ def denoise(predict: Callable, table: dict, streams: list, shape: tuple[int, ...
 
 
 class Words:
-    """CLIP's byte-pair encoding, from tokens.json."""
+    """CLIP's byte-pair encoding, from tokens.json or, of a second text encoder, from tokens_2.json."""
 
     parts = re.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 
-    def __init__(self, folder: Path):
-        told = read_json(folder / "tokens.json")
+    def __init__(self, file: Path):
+        told = read_json(file)
         self.numbers = at(told, "vocabulary", kind=dict)
         self.ranks = {tuple(pair): rank for rank, pair in enumerate(at(told, "merges", kind=list)) if len(pair) == 2}
         self.length = at(told, "length", kind=int, least=2, most=MOST)
@@ -280,7 +282,7 @@ class Words:
 
 def conditions(folder: Path, manifest: dict, options: argparse.Namespace, opened: Callable[[str], Network]) -> Callable:
     """What images of these numbers give the network, with and without the condition, and the scale of guidance."""
-    told = manifest.get("condition") or {"kind": "none"}
+    told = at(manifest, "condition", kind=dict) if manifest.get("condition") else {"kind": "none"}
     kind, asked = told.get("kind"), {"a class": options.classes, "a prompt": options.prompt}
     takes = {"class": "a class", "text": "a prompt"}.get(str(kind))
     for what, given in asked.items():
@@ -304,14 +306,41 @@ def conditions(folder: Path, manifest: dict, options: argparse.Namespace, opened
         wrong(f"this file knows no condition of the kind {str(kind)[:40]!r}")
     if not options.prompt:
         wrong("this pipeline makes images of a text: give --prompt")
-    words, encoder = Words(folder), opened("text_encoder")
-    texts = [*options.prompt, options.negative_prompt or ""]
-    encoded = encoder(input_ids=np.stack([words(text) for text in texts]))
+    encoded = _encoded([*options.prompt, options.negative_prompt or ""], folder, told, opened)
+    if told.get("zeros") is True and options.negative_prompt is None:
+        encoded |= {name: np.concatenate([r[:-1], 0 * r[-1:]]) for name, r in encoded.items() if name != "time_ids"}
     return lambda images: (
-        {"encoder_hidden_states": np.stack([encoded[i % len(options.prompt)] for i in images])},
-        None if scale == 1 else {"encoder_hidden_states": np.stack([encoded[-1]] * len(images))},
+        {name: rows[[i % len(options.prompt) for i in images]] for name, rows in encoded.items()},
+        None if scale == 1 else {name: rows[[-1] * len(images)] for name, rows in encoded.items()},
         scale,
     )
+
+
+def _encoded(texts: list[str], folder: Path, told: dict, opened: Callable[..., Network]) -> dict[str, np.ndarray]:
+    """What the U-Net is given of each text; Stable Diffusion XL's of two encoders, and sizes."""
+
+    def encoded(which: str, hidden: str, *pooled: str) -> list[np.ndarray]:
+        words = Words(folder / f"tokens{which}.json")
+        encoder = opened(f"text_encoder{which}", hidden, *pooled)
+        made = encoder(input_ids=np.stack([words(text) for text in texts]))
+        for rows, before in zip(made, ((len(texts), words.length), (len(texts),)), strict=False):
+            if rows.shape[:-1] != before:
+                wrong(f"the folder's text_encoder{which} gives {rows.shape} for {len(texts)} texts: it is damaged")
+        return made
+
+    if "hidden" not in told:
+        return {"encoder_hidden_states": encoded("", "last_hidden_state")[0]}
+    hidden = [at(told, "hidden", i, kind=str) for i in range(2)]
+    sizes = [at(told, "time_ids", i, kind=int, least=0, most=MOST) for i in range(6)]
+    (first,), (second, pooled) = encoded("", hidden[0]), encoded("_2", hidden[1], "text_embeds")
+    if first.shape[1] != second.shape[1]:
+        wrong("the folder's two text encoders do not fit")
+    states = np.concatenate([first, second], axis=-1)
+    return {
+        "encoder_hidden_states": states,
+        "text_embeds": pooled,
+        "time_ids": np.array([sizes] * len(texts), np.float32),
+    }
 
 
 def _classes(told: dict, wanted: list[str]) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 Weights = Literal["float32", "float16", "int8"]
+PROTOBUF = 1.9e9  # bytes that a file of ONNX holds at most; weights that have no room lie beside it
 _SMALL = 1024  # numbers: smaller tensors (norms, biases) stay as they are
 
 
@@ -51,7 +52,8 @@ def shrink(file: Path, weights: Weights) -> None:
     graph.node.extend([*nodes, *rest])
     for beside in file.parent.glob(f"{file.name}.*"):  # weights that had no room in the file: they are in it now
         beside.unlink()
-    onnx.save(model, file)
+    size = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    onnx.save(model, file, save_as_external_data=size > PROTOBUF, location=f"{file.name}.data")
 
 
 def _ends(graph: object) -> set[str]:

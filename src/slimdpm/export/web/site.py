@@ -96,6 +96,8 @@ def _copied(exported: Path, folder: Path) -> dict[str, Any]:
         raise SlimdpmError(error) from error
     if not manifest["unet"].endswith(".onnx"):
         raise SlimdpmError(f"{exported} is of another runtime: a page needs ONNX")
+    if "text_encoder_2" in manifest:
+        raise SlimdpmError(f"{exported} is Stable Diffusion XL, and the page knows one text encoder: use generate.py")
     graphs = [manifest[key] for key in ("unet", "decoder", "text_encoder") if key in manifest]
     wanted = [name for name in ("sampler.json", "tokens.json", *graphs) if name in manifest["files"]]
     beside = {name for name in manifest["files"] for graph in graphs if name.startswith(f"{graph}.")}
