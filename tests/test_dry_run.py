@@ -21,7 +21,7 @@ from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.networks import build
 from slimdpm.recipe_file import load_recipe
 from slimdpm.training.dry_run import forecast, labelled, lines
-from slimdpm.training.memory import estimate_memory
+from slimdpm.training.memory import _GRADIENTS, estimate_memory
 from slimdpm.training.plan import plan_job
 
 
@@ -199,6 +199,16 @@ def test_a_step_takes_what_real_tensors_take(checkpointing):
     counted = sum(p.numel() for p in student.parameters()) * 4
     assert (estimated.student, estimated.gradients, estimated.moments) == (counted, counted, 2 * counted)
     assert estimated.teacher == sum(p.numel() for p in teacher.unet.parameters()) * 4
+
+
+def test_gradients_have_the_shapes_that_torch_gives_them():
+    norm, silu = torch.ops.aten.native_group_norm_backward.default, torch.ops.aten.silu_backward.default
+    x, weight, mean = torch.randn(2, 8, 3, 5), torch.randn(8), torch.randn(2, 4)
+    arguments = {norm: (x, x, mean, mean, weight, 2, 8, 15, 4, [True, True, True]), silu: (x, x)}
+    assert arguments.keys() == _GRADIENTS.keys()
+    for function, given in arguments.items():
+        for ours, theirs in zip(tree_leaves(_GRADIENTS[function](*given)), tree_leaves(function(*given)), strict=True):
+            assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
 
 
 IMAGES = 64 * 3 * 16 * 16 * 4  # bytes of a batch of them alone

@@ -13,7 +13,7 @@ from slimdpm.cli.main import app
 from slimdpm.method.complexity import complexity_rows
 from slimdpm.method.cost import WidthCounter, measure, measure_model
 from slimdpm.method.inherit import MIXING
-from slimdpm.method.networks import build, example_inputs
+from slimdpm.method.networks import build, example_inputs, outline
 from slimdpm.method.presets import PRESETS, find_network
 from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.method.widths import proportional
@@ -106,6 +106,13 @@ def test_macs_equal_a_count_by_hand(name):
     assert cost.params == sum(p.numel() for p in model.parameters())
     if name is None:  # whose weights are there
         assert measure_model(model, tokens=tokens) == cost
+
+
+def test_an_outline_has_the_shapes_of_its_network_and_later_networks_have_first_weights():
+    outlined = outline({**TEACHER, "_class_name": "SpectralUNet2DModel"}).state_dict()
+    network = build({**TEACHER, "_class_name": "SpectralUNet2DModel"}).state_dict()
+    assert {name: w.shape for name, w in outlined.items()} == {name: w.shape for name, w in network.items()}
+    assert all(w.is_meta for w in outlined.values()) and network["conv_in.weight"].std() > 0.01
 
 
 def test_gating_is_counted():

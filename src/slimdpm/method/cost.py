@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.method.networks import build, call, example_inputs, once_per_config
+from slimdpm.method.networks import call, example_inputs, once_per_config, outline
 from slimdpm.system import amounts
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
@@ -57,15 +57,13 @@ def measure(config: Mapping[str, Any], *, size: Size | None = None, tokens: int 
     Raises:
         SlimdpmError: if the network is of an unknown class or has no size.
     """
-    with torch.device("meta"):
-        return measure_model(build(config), size=size, tokens=tokens)
+    return measure_model(outline(config), size=size, tokens=tokens)
 
 
 def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> Cost:
     """`measure` for a network at hand, wherever its weights are: it is rebuilt on the meta device."""
     if next(model.parameters()).device.type != "meta":
-        with torch.device("meta"):
-            model = build(model.config)
+        model = outline(model.config)
     inputs = example_inputs(model.config, size=size, tokens=tokens, device="meta")
     flops = _counted(model, inputs)["Global"]
     return Cost(
@@ -102,8 +100,7 @@ class WidthCounter:
 
     def measure(self, config: Mapping[str, Any]) -> Cost:
         """The cost of this config."""
-        with torch.device("meta"):
-            model = build(config)
+        model = outline(config)
         extents = {name: extent for name, module in model.named_modules() if (extent := _extent(module))}
         if not extents.keys() <= self._uses.keys():
             self._count(model, extents)

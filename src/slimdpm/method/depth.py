@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimdpm.method.networks import build, completed
+from slimdpm.method.networks import completed, outline
 
 DEPTH = ("layers_per_block", "down_block_types", "up_block_types", "add_attention", "mid_block_type")
 
@@ -105,8 +105,7 @@ def shortened(teacher: Any, student: Any) -> Any:
     changes = shared_depth(teacher.config, student.config)
     if not changes:
         return teacher
-    with torch.device("meta"):
-        network = build({**teacher.config, **changes, "_class_name": type(teacher).__name__})
+    network = outline({**teacher.config, **changes, "_class_name": type(teacher).__name__})
     tensors = teacher.state_dict()
     origin: dict[str, str] = {}  # of what lies in a layer, by the layer's name
     for way in ("down_blocks", "up_blocks"):

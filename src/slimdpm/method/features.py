@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdpm.method.networks import build, example_inputs, once_per_config
+from slimdpm.method.networks import example_inputs, once_per_config, outline
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 
@@ -78,8 +78,7 @@ def block_names(network: Any) -> list[str]:
 @once_per_config
 def tap_shapes(config: Mapping[str, Any], *, size: Size | None = None) -> list[TapShape]:
     """The shapes at each block of a U-Net, found by running it on the meta device."""
-    with torch.device("meta"):
-        network = build(config)
+    network = outline(config)
     inputs = example_inputs(config, size=size, device="meta")
     names = block_names(network)
     taps = FeatureTaps(network, names)

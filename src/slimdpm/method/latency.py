@@ -17,7 +17,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from slimdpm.method.networks import build, call, example_inputs
+from slimdpm.method.networks import call, example_inputs, outline
 from slimdpm.system.devices import synchronize
 from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
@@ -196,9 +196,7 @@ def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int 
 
 def random_network(config: Mapping[str, Any], device: torch.device) -> Any:
     """A network of this config to be timed: quickly made, with weights of no meaning and no extreme size."""
-    with torch.device("meta"):
-        network = build(config)
-    network = network.to_empty(device=device).eval()
+    network = outline(config).to_empty(device=device).eval()
     for parameter in network.parameters():
         parameter.data.normal_(std=0.02) if parameter.ndim > 1 else parameter.data.fill_(1)
     return network

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
+from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._pytree import tree_map
@@ -64,6 +65,22 @@ def build(config: Mapping[str, Any]) -> Any:
     check_config(config, f"the config of a {name}")
     with blamed(f"no {name} can be built from its config"), built_within(f"the config of a {name}"):
         return _of_config(NETWORKS[name], config)
+
+
+@contextmanager
+def outlines() -> Iterator[None]:
+    """Networks that are built within have shapes alone: on the meta device, where even first values take time.
+
+    A forward pass is better off outside: within, each operation is asked for its device.
+    """
+    with torch.device("meta"), no_init_weights():
+        yield
+
+
+def outline(config: Mapping[str, Any]) -> Any:
+    """`build` within `outlines`."""
+    with outlines():
+        return build(config)
 
 
 def check_known(name: Any) -> str:
@@ -139,8 +156,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 @once_per_config
 def keeps_size(config: Mapping[str, Any], size: Size) -> bool:
     """Whether a network gives back what it is given at this size: some halve only even sides."""
-    with torch.device("meta"):
-        network = build(config)
+    network = outline(config)
     inputs = example_inputs(config, size=size, device="meta")
     try:
         with torch.no_grad():

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
 
-from slimdpm.method.networks import build
+from slimdpm.method.networks import build, outlines
 from slimdpm.originals.autoencoder import autoencoder_config, autoencoder_sources
 from slimdpm.originals.reading import read_tensors
 from slimdpm.originals.settings import LatentDiffusionParams, MeasuredScale, read_settings
@@ -119,7 +118,7 @@ def outline(config: Path) -> Parts:
 def _outline(settings: LatentDiffusionParams) -> Parts:
     stage = settings.first_stage_config
     first = autoencoder_config(stage, settings.scale_factor)
-    with torch.device("meta"):
+    with outlines():
         unet = build(unet_config(settings.unet_config.params)).eval()
         autoencoder = getattr(diffusers, first["_class_name"]).from_config(first).eval()
         class_embedder = _class_embedder(settings)

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.nn.utils import parametrize
 
-from slimdpm.method.networks import like
+from slimdpm.method.networks import like, outlines
 from slimdpm.system.errors import SlimdpmError, blamed
 
 
@@ -57,7 +57,7 @@ def plain(model: nn.Module, part: str, *, weights: bool = True) -> nn.Module:
             if name and (inner := _unwrapped(module)) is not module:
                 parent, _, child = name.rpartition(".")
                 setattr(own.get_submodule(parent), child, inner)
-        with torch.device("meta"):
+        with outlines():
             fresh = like(own)
     kinds = {name: type(module) for name, module in fresh.named_modules()}
     for name, module in own.named_modules():

@@ -22,7 +22,7 @@ from diffusers import ConfigMixin, DDPMScheduler, DiffusionPipeline, ModelMixin,
 from diffusers.utils import is_transformers_available
 from torch import nn
 
-from slimdpm.method.networks import built_within, check_config
+from slimdpm.method.networks import built_within, check_config, outlines
 from slimdpm.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 from slimdpm.system.documents import read_json
 from slimdpm.system.errors import SlimdpmError, blamed, first_line
@@ -332,7 +332,7 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
 def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
     read_config(folder / "config.json", cls)
-    with blamed(f"{folder} cannot be loaded"), torch.device("meta"), built_within(folder), _quiet():
+    with blamed(f"{folder} cannot be loaded"), outlines(), built_within(folder), _quiet():
         if issubclass(cls, ConfigMixin):
             return cls.from_config(cls.load_config(folder))
         return cls(cls.config_class.from_pretrained(folder)).float()  # transformers: its configs tell a precision

@@ -11,8 +11,7 @@ libraries themselves. docs/paper-tasks.md says how far it was off.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from slimdpm.method.distiller import TappedStudent
-from slimdpm.method.networks import EXTRA, build, call, example_inputs
+from slimdpm.method.networks import EXTRA, call, example_inputs, outline, outlines
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.sizes import sides
 from slimdpm.training.accelerator import split_batch
@@ -32,6 +31,7 @@ from slimdpm.training.job import Job
 from slimdpm.training.lessons import batches_kept
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
+CPU = "cpu"  # named at each tensor: within `torch.device` all of a fake tensor's operations are asked for theirs
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
     """
     recipe = job.recipe
     micro_batch, accumulation = split_batch(recipe, processes)
-    with _imagined():
-        unet = _imagined_network(build, job.plan.config)
+    # Fake tensors of a CPU: its fused attention and its autocast are like a GPU's.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        unet = _imagined_network(outline, job.plan.config)
         student = TappedStudent(unet, job.pairs)
         if recipe.train.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        guide = _imagined_network(build, job.teacher.config) if job.teacher else None
+        guide = _imagined_network(outline, job.teacher.config) if job.teacher else None
         shell = _imagined_shell(job.shell)
         job = replace(job, shell=shell)
         trained, averaged = _bytes(student), _bytes(unet)
@@ -116,7 +117,7 @@ def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: 
     the size of its lesson, see `slimdpm.training.lessons.Lesson`."""
     recipe, shell = job.recipe, job.shell
     unet: Any = student.unet
-    distiller = job.distiller(student, teacher, "cpu")
+    distiller = job.distiller(student, teacher, CPU)
     lower = recipe.train.precision != "fp32"
     called = convert_outputs_to_fp32(student.forward) if lower else student
     with _Live(student, teacher, *shell.frozen) as live:
@@ -124,12 +125,14 @@ def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: 
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         if shell.keeps_latents(recipe.data):
-            x0 = torch.zeros(batch, *shell.shape)
+            x0 = torch.zeros(batch, *shell.shape, device=CPU)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
             if not shell.keeps_latents(recipe.data):
-                x0 = shell.encode(torch.zeros(batch, shell.image_channels, *sides(shell.image_size)))
+                images = torch.zeros(batch, shell.image_channels, *sides(shell.image_size), device=CPU)
+                x0 = shell.encode(images)
+                del images
             conditions = _conditions(unet.config, batch, shell.conditioning.tokens)
-            t = torch.zeros(batch, dtype=torch.long)
+            t = torch.zeros(batch, dtype=torch.long, device=CPU)
             noise = torch.zeros_like(x0)
             x_t = distiller.process.add_noise(x0, noise, t)
             taught = distiller.teach(x_t, t, conditions) if distiller.teaches else None
@@ -147,10 +150,10 @@ def _sampling(job: Job, unet: Any, teacher: Any) -> int:
     shell, count = job.shell, min(job.recipe.samples.batch_size, job.recipe.samples.count)
     network = unet if teacher is None else teacher
     with _Live(unet, teacher, *shell.frozen) as live:
-        x = torch.zeros(count, *shell.shape)
+        x = torch.zeros(count, *shell.shape, device=CPU)
         if shell.autoencoder is None:
             conditions = _conditions(network.config, count, shell.conditioning.tokens)
-            call(network, x, torch.zeros(count, dtype=torch.long), conditions)
+            call(network, x, torch.zeros(count, dtype=torch.long, device=CPU), conditions)
         else:
             shell.decode(x)
     return live.peak
@@ -163,13 +166,6 @@ def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
     return {**inputs, EXTRA: extra} if extra.shape[1] else inputs
 
 
-@contextmanager
-def _imagined() -> Iterator[None]:
-    """Tensors made here are fake ones of a CPU: its fused attention and its autocast are like a GPU's."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        yield
-
-
 def _imagined_shell(shell: Shell) -> Shell:
     if shell.autoencoder is None:
         return shell
@@ -178,18 +174,29 @@ def _imagined_shell(shell: Shell) -> Shell:
 
 
 def _imagined_network(make: Callable[[Any], Any], config: Mapping[str, Any]) -> Any:
-    with unset_fake_temporarily(), torch.device("meta"):  # initial values would be imagined one by one
+    with unset_fake_temporarily(), outlines():  # initial values would be imagined one by one
         network = make(config)
     for module in network.modules():  # not Module.to_empty, which swaps the data of tensors
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device=CPU)))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CPU))
     return network
 
 
 def _bytes(module: nn.Module) -> int:
     return FLOAT * sum(p.numel() for p in module.parameters())
+
+
+# Gradients are of their inputs' shapes. Torch goes through the arithmetic to find that out, 40 ms for each new shape.
+_GRADIENTS: dict[Any, Callable] = {
+    torch.ops.aten.native_group_norm_backward.default: lambda grad, x, mean, rstd, weight, *sizes_and_mask: (
+        torch.empty_like(x),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    ),
+    torch.ops.aten.silu_backward.default: lambda grad, x: torch.empty_like(x),
+}
 
 
 class _Live(TorchDispatchMode):
@@ -207,7 +214,7 @@ class _Live(TorchDispatchMode):
         self._known = {p.untyped_storage()._cdata for p in weights}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
+        output = _GRADIENTS.get(function, function)(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())

@@ -11,7 +11,7 @@ from torch import Tensor, device, nn
 from slimdpm.conditioning import Request
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import grid, picture, save_picture, stacked, zoom_for
-from slimdpm.method.networks import build
+from slimdpm.method.networks import outline
 from slimdpm.pipelines.sampling import sample_images
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.devices import resident
@@ -59,9 +59,7 @@ class Results:
     def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """The student with these weights, apart from the one in training."""
         if self._unet is None:
-            with device("meta"):  # its weights come from outside
-                self._unet = build(self.job.plan.config).eval()
-            self._unet.to_empty(device=self.place)
+            self._unet = outline(self.job.plan.config).eval().to_empty(device=self.place)  # weights come from outside
         self._unet.load_state_dict(weights)
         return self._unet
 
