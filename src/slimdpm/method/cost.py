@@ -88,7 +88,8 @@ class WidthCounter:
 
     The MACs of a convolution or linear layer are in proportion to its weights, those of attention's products and of
     gated resampling to their channels; how often each is used depends on positions and tokens alone, which no width
-    changes. A layer that the pass has not seen (a shortcut between unequal widths) is cause for another pass.
+    changes, and no norm group or head. A layer that the pass has not seen (a shortcut between unequal widths) is cause
+    for another pass.
 
     Args:
         size, tokens: see `measure`.
@@ -97,9 +98,16 @@ class WidthCounter:
     def __init__(self, *, size: Size | None = None, tokens: int = 77):
         self.size, self.tokens = size, tokens
         self._uses: dict[str, tuple[int, int]] = {}  # FLOPs for each weight or channel: of conv+linear, and of all
+        self._costs: dict[tuple[int, ...], Cost] = {}  # by widths
 
     def measure(self, config: Mapping[str, Any]) -> Cost:
         """The cost of this config."""
+        widths = tuple(config["block_out_channels"])
+        if widths not in self._costs:
+            self._costs[widths] = self._computed(config)
+        return self._costs[widths]
+
+    def _computed(self, config: Mapping[str, Any]) -> Cost:
         model = outline(config)
         extents = {name: extent for name, module in model.named_modules() if (extent := _extent(module))}
         if not extents.keys() <= self._uses.keys():

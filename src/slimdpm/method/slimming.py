@@ -109,15 +109,7 @@ def plan_student(
         config = rung_of_width(rungs, budget.width) if rungs else config_of_width(base, budget.width)
         return Plan(config, measure(config, size=size, tokens=tokens), teacher_cost)
 
-    counter = WidthCounter(size=size, tokens=tokens)
-    costs: dict[tuple[int, ...], Cost] = {}  # groups and heads change nothing in the count: only the widths do
-
-    def cost_of(config: Mapping[str, Any]) -> Cost:
-        key = tuple(config["block_out_channels"])
-        if key not in costs:
-            costs[key] = counter.measure(config)
-        return costs[key]
-
+    cost_of = _counter(base, size=size, tokens=tokens).measure
     limit, spent = _limit(budget, teacher_cost)
     best: tuple[dict[str, Any], Cost] | None = None
     if rungs:
@@ -129,6 +121,12 @@ def plan_student(
         slimmest = cost_of(rungs[0]) if rungs else _slimmest(base, cost_of)
         raise SlimdpmError(_nearest(budget, teacher_cost, slimmest))
     return Plan(best[0], best[1], teacher_cost)
+
+
+@once_per_config
+def _counter(base: Mapping[str, Any], *, size: Size | None, tokens: int) -> WidthCounter:
+    """One for all budgets of a teacher: ``slimdpm profile --ratio 4,8,12`` plans several students."""
+    return WidthCounter(size=size, tokens=tokens)
 
 
 def student_base(teacher: Mapping[str, Any], kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
