@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from slimdpm.method.losses import PARTS
 from slimdpm.metrics.denoising import HELD_OUT, HELD_OUT_TEACHER, DenoisingErrors
@@ -44,12 +45,22 @@ def spectra_figure(spectra: Mapping[str, Spectrum]) -> str:
     upper.set_ylabel("power")
     upper.legend(frameon=False)
     lower.set_ylabel(f"ratio to {names[0]}")
-    lower.set_yscale("log")
+    _log_axis(lower)
     frequency_axis(lower, reference.frequency[0])
     for axes in (upper, lower):
         axes.axvspan(0.25, 0.5, color="#eeeeee", zorder=0)
     upper.text(0.26, upper.get_ylim()[0], " upper half", va="bottom", fontsize=8, color="#666666")
     return svg_of(figure)
+
+
+def _log_axis(axes: Any) -> None:
+    """Powers upwards; within a decade marked by plain numbers, not as multiples of a power of ten."""
+    axes.set_yscale("log")
+    low, high = axes.dataLim.intervaly
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def frequency_axis(axes: Any, lowest: float) -> None:
@@ -94,8 +105,7 @@ def held_out_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     teachers = {lines[-1][HELD_OUT_TEACHER] for lines in curves.values() if HELD_OUT_TEACHER in lines[-1]}
     for error in teachers:
         axes.axhline(error, color=colour("teacher"), linestyle=_DASHES["teacher"], label="teacher")
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter("{x:.2g}")
+    _log_axis(axes)
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
     axes.set_ylabel("error of ε")
