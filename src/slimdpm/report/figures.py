@@ -58,7 +58,7 @@ def _log_axis(axes: Any) -> None:
     axes.set_yscale("log")
     low, high = axes.dataLim.intervaly
     if high < 10 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter("{x:.3g}")
         axes.yaxis.set_minor_locator(NullLocator())
 
