@@ -45,7 +45,7 @@ class Noted(Distiller):
     def losses(self, x0, noise, t, conditions, *, student, taught):
         self.given = [*getattr(self, "given", []), (x0, noise, t)]
         x_t = self.process.add_noise(x0, noise, t)
-        torch.testing.assert_close(taught, super().teach(x_t, t, conditions), rtol=0, atol=0)
+        torch.testing.assert_close(taught[:2], super().teach(x_t, t, conditions)[:2], rtol=0, atol=0)
         return super().losses(x0, noise, t, conditions, student=student, taught=taught)
 
 

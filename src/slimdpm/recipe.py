@@ -132,12 +132,15 @@ class ConditioningRecipe(Section):
     kind: Literal["auto", "class"] = "auto"
     """of a network without a teacher: `class` makes it class-conditional, `auto` does what its config says"""
     drop: float = Field(0.1, ge=0, lt=1)
-    """part of the conditions that the null condition replaces, for classifier-free guidance"""
+    """part of the conditions that the null condition replaces, for classifier-free guidance; by default none where
+    `distill.guidance` is learnt"""
 
 
 class DistillRecipe(Section):
     """Spectrum-aware distillation; the paper has λ = 0.1 and pairs auto, the defaults are what the ablation chose."""
 
+    lambda_denoising: Number = LossSettings.lambda_denoising
+    """weight of L_DDPM; 0 leaves the images' own target out"""
     lambda_spatial: Number = LossSettings.lambda_spatial
     """λ_s; the paper's is 0.1, see above"""
     lambda_freq: Number = LossSettings.lambda_freq
@@ -156,6 +159,14 @@ class DistillRecipe(Section):
     reuse: int | None = Field(None, ge=1, le=64)
     """steps that each of the teacher's answers serves: its images, noise and timesteps come again with it; by default
     4, with feature pairs 1"""
+    guidance: float = Field(LossSettings.guidance, ge=1, le=100)
+    """scale of classifier-free guidance in the teacher's answers: the student learns the guided output, which takes
+    it one call in place of two; 1 is none"""
+
+    @property
+    def guides(self) -> bool:
+        """Whether the answers are guided."""
+        return self.guidance > 1
 
     @property
     def uses(self) -> int:
@@ -241,7 +252,9 @@ class Recipe(Section):
         decays = self.train.hours is not None and "schedule" not in self.train.model_fields_set
         schedule = "cosine" if decays else self.train.schedule
         overrides = {**(MIXING if init == "teacher" and kind == "spectral" else {}), **student.overrides}
+        drops = not (slim and self.distill.guides) or "drop" in self.conditioning.model_fields_set
         sections: dict[str, dict[str, Any]] = {
+            "conditioning": {} if drops else {"drop": 0.0},
             "student": {"kind": kind, "init": init, "ratio": ratio, "overrides": overrides},
             "data": {"size": self.data.size or size, "held_out": self.data.kept_back(images)},
             "train": {"snr_gamma": self.train.snr_gamma or (DEFAULT_GAMMA if slim else "none"), "schedule": schedule},

@@ -185,6 +185,13 @@ class Conditioning(Protocol):
             SlimdpmError: if the request asks for what this network cannot be given.
         """
 
+    def guided(self) -> Conditioning:
+        """For a student that has learnt guided outputs: by default its samples have no further guidance.
+
+        Raises:
+            SlimdpmError: if such a network is never guided, or by several scales.
+        """
+
     def card(self) -> dict[str, str]:
         """For the page that goes with a saved pipeline: its tag, and how the pipeline is imported and called."""
 
@@ -247,6 +254,9 @@ class Unconditional:
     def sampling_inputs(self, indices: range, request: Request, device: torch.device) -> Guidance:
         self.in_turn(request)
         return Guidance({})
+
+    def guided(self) -> Conditioning:
+        raise SlimdpmError("distill.guidance: an unconditional teacher has no guidance; leave it at 1")
 
     def card(self) -> dict[str, str]:
         plain = {"module": "diffusers", "name": "DiffusionPipeline"}

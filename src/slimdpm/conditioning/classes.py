@@ -22,6 +22,8 @@ MISSING_LABELS = (
     "column that has them as data.label_column"
 )
 
+SCALE = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
+
 _NAMES = TypeAdapter(dict[int, str], config=ConfigDict(coerce_numbers_to_str=True))  # an id2label's
 _LISTED = 20  # classes of the data at the start of a run
 
@@ -36,6 +38,7 @@ class ClassLabels:
         names: of the classes, in the order of their numbers; one may list several, with commas.
         embedder: labels ``(B,)`` to ``(B, 1, D)`` for cross-attention; None if the network takes numbers.
         told: the data's classes by their names there, and which numbers of the network they are.
+        scale: of guidance by default, if there is a null class.
     """
 
     rows: int
@@ -43,12 +46,12 @@ class ClassLabels:
     names: tuple[str, ...] | None = None
     embedder: nn.Module | None = None
     told: tuple[tuple[str, int], ...] = ()
+    scale: float = SCALE
 
     pipeline: ClassVar[str | None] = "ClassConditionalLDMPipeline"
     keepable: ClassVar[bool] = False
     extra: ClassVar[int] = 0
     tokens: ClassVar[int] = 1
-    scale: ClassVar[float] = 1.5  # of guidance by default: the LDM paper's for ImageNet (arXiv 2112.10752, table 3)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -61,7 +64,8 @@ class ClassLabels:
 
     def parts(self) -> dict[str, Any]:
         named = None if self.names is None else dict(zip(self.numbers, self.names, strict=True))
-        return {"class_embedder": self.embedder, "null_class": self.null, "id2label": named}
+        own = {} if self.scale == SCALE else {"guidance_scale": self.scale}
+        return {"class_embedder": self.embedder, "null_class": self.null, "id2label": named, **own}
 
     def sized(self, size: Size) -> Conditioning:
         return self
@@ -183,6 +187,11 @@ class ClassLabels:
             return request.guidance
         return 1.0 if self.null is None else self.scale
 
+    def guided(self) -> Conditioning:
+        if self.null is None:
+            raise SlimdpmError("distill.guidance: the teacher knows no null class and is never guided; leave it at 1")
+        return replace(self, scale=1.0)
+
     def card(self) -> dict[str, str]:
         wanted = repr([self.names[0]] if self.names else self.numbers[:1])
         return {
@@ -212,7 +221,10 @@ def class_labels_of(pipeline: Any, network: Any) -> ClassLabels | None:
         return None
     if null is not None and (type(null) is not int or null not in range(rows)):
         raise SlimdpmError(f"the null_class {null} is none of the classes that the network knows: 0 to {rows - 1}")
-    bare = ClassLabels(rows, null, None, embedder)
+    scale = pipeline.config.get("guidance_scale")
+    if scale is not None and not (isinstance(scale, (int, float)) and 1 <= scale < 1e6):
+        raise SlimdpmError(f"the guidance_scale of the pipeline is {scale!r}: it should be a number from 1 on")
+    bare = ClassLabels(rows, null, None, embedder, scale=SCALE if scale is None else float(scale))
     with blamed("the id2label of the pipeline gives no names to numbers"):
         named = _NAMES.validate_python(pipeline.config.get("id2label") or {})
     for name, number in getattr(pipeline, "labels", {}).items():  # of a `DiTPipeline`: several names for one class

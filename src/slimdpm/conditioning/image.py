@@ -108,6 +108,9 @@ class Editing(_ImageAndText):
     needs, masks = "an image and an instruction", 0
     told: ClassVar[dict[str, str]] = {"tag": "image-to-image", "call": '"an instruction", image=image, '}
 
+    def guided(self) -> Conditioning:
+        raise SlimdpmError("distill.guidance is one scale, and InstructPix2Pix is guided by two; leave it at 1")
+
     def training_inputs(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> Inputs:
         shown = self._latents(batch["images"])
         if dropped is not None:  # guidance asks with text and image, with the image alone, and with neither

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -69,7 +70,12 @@ class Text:
         return {}
 
     def sized(self, size: Size) -> Conditioning:
-        return type(self)(self.encoder, size, self.embeddings)
+        return self._with(size=size)
+
+    def _with(self, **changes: Any) -> Conditioning:
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
     def describe(self, drop: float) -> str | None:
         names = ", ".join(type(module).__name__ for module in self._encoders)
@@ -98,7 +104,7 @@ class Text:
         told = [(t.get_vocab(), t.special_tokens_map, t.model_max_length) for t in tokenizers]
         name = " ".join([*map(fingerprint, self._encoders), json.dumps(told, sort_keys=True, default=str)])
         embeddings = keeper.embeddings(texts, self._encode, self._encoders, name)
-        return type(self)(self.encoder, self.size, embeddings)
+        return self._with(embeddings=embeddings)
 
     def in_turn(self, request: Request) -> Sequence | None:
         if not request.prompts:
@@ -130,8 +136,11 @@ class Text:
         shown = {"prompts": list(request.prompts), "negative_prompt": request.negative_prompt}
         return {**shown, "guidance": scale, **request.interval}
 
+    def guided(self) -> Conditioning:
+        return self._with(scale=1.0)
+
     def card(self) -> dict[str, str]:
-        call = '"a prompt", '
+        call = '"a prompt", ' + ("guidance_scale=1, " if self.scale == 1 else "")
         return {"tag": "text-to-image", "module": "diffusers", "name": "DiffusionPipeline", "call": call}
 
     def _null(self, negative_prompt: str | None, count: int, device: torch.device | None) -> Inputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,19 @@ from slimdpm.method.losses import (
 )
 from slimdpm.method.networks import call
 
-Taught = tuple[Tensor, list[Tensor]]  # what a teacher says of a batch: its output as compared, and its features
+
+class Taught(NamedTuple):
+    """What a teacher says of a batch.
+
+    Attributes:
+        output: as compared, ``(B, C, H, W)``.
+        features: of the pairs, each ``(B, C_T^i, H_i, W_i)``.
+        guidance: what guidance has added to the output; None without guidance.
+    """
+
+    output: Tensor
+    features: list[Tensor]
+    guidance: Tensor | None = None
 
 
 class TappedStudent(nn.Module):
@@ -89,6 +101,7 @@ class Distiller:
         *,
         student: nn.Module | None = None,
         taught: Taught | None = None,
+        null: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """The loss of one batch and its parts.
 
@@ -98,6 +111,7 @@ class Distiller:
             conditions: further inputs of both U-Nets.
             student: the student as wrapped for training (`DistributedDataParallel`, compiled), by default as given.
             taught: what `teach` said of this very batch, if it is known.
+            null: see `teach`.
 
         Returns:
             ``loss`` to be minimised, and its parts unweighted: ``denoising``, and those of `TERMS` whose λ is not 0;
@@ -106,15 +120,17 @@ class Distiller:
         conditions = conditions or {}
         x_t = self.process.add_noise(x0, noise, t)  # (B, C, H, W)
         if taught is None and self.teaches:  # first: what it needs on the way is gone before the student's is kept
-            taught = self.teach(x_t, t, conditions)
+            taught = self.teach(x_t, t, conditions, null)
         prediction, features = (student or self.student)(x_t, t, **conditions)
         prediction = self._compared(prediction, x_t, t, self.process.prediction)
-        parts = {"denoising": self.denoising(prediction, self.process.target(self.kind, x0, noise, t), t)}
+        target = self.process.target(self.kind, x0, noise, t)
+        if taught is not None and taught.guidance is not None:
+            target = target + taught.guidance  # images know of none
+        parts = {"denoising": self.denoising(prediction, target, t)}
         if taught is None:
             return {"loss": parts["denoising"], **parts}
-        truth, truths = taught
-        pairs = [(prediction, truth), *zip(features, truths, strict=True)]
-        loss = parts["denoising"]
+        pairs = [(prediction, taught.output), *zip(features, taught.features, strict=True)]
+        loss = self.settings.lambda_denoising * parts["denoising"]
         for name, factor in self.settings.terms.items():
             parts[name] = self.term(name, pairs, lambda: self.weights(x0, pairs, t))
             loss = loss + factor * parts[name]
@@ -135,11 +151,27 @@ class Distiller:
         return self.teacher is not None and bool(self.settings.terms)
 
     @torch.no_grad()
-    def teach(self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> Taught:
-        """The teacher's output, as compared, and its features. No gradient ever reaches the teacher."""
+    def teach(
+        self, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any], null: Mapping[str, Any] | None = None
+    ) -> Taught:
+        """The teacher's output, as compared, and its features. No gradient ever reaches the teacher.
+
+        Args:
+            x_t: noisy samples ``(B, C, H, W)``.
+            t: timesteps ``(B,)``.
+            conditions: further inputs of the teacher.
+            null: the same for the null condition; with it the output is the guided one, ``null + w (given − null)``
+                with w the settings' `guidance` (arXiv 2207.12598, equation 6; as a target arXiv 2210.03142).
+        """
         assert self.teacher is not None and self.teacher_taps is not None
-        output = call(self.teacher, x_t, t, conditions)
-        return self._compared(output, x_t, t, self.teacher_prediction), self.teacher_taps.take()
+        output = self._compared(call(self.teacher, x_t, t, conditions), x_t, t, self.teacher_prediction)
+        features = self.teacher_taps.take()
+        if null is None:
+            return Taught(output, features)
+        without = self._compared(call(self.teacher, x_t, t, null), x_t, t, self.teacher_prediction)
+        self.teacher_taps.take()
+        guidance = (self.settings.guidance - 1) * (output - without)
+        return Taught(output + guidance, features, guidance)
 
     def _compared(self, output: Tensor, x_t: Tensor, t: Tensor, source: str) -> Tensor:
         return self.process.convert(output.float(), x_t, t, source, self.kind)

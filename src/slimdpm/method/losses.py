@@ -145,20 +145,24 @@ class LossSettings:
     """The weights of the losses and the shape of ω. The paper has λ = 0.1, the defaults are what the ablation chose.
 
     Attributes:
+        lambda_denoising: of L_DDPM; 0 leaves the images' own target out.
         lambda_spatial: λ_s.
         lambda_freq: λ_f.
         alpha: the exponent of ω.
         weight_scaling: see `slimdpm.method.losses.spectral_weight`.
         resize: the filter that brings x₀ to the size of a feature.
         snr_gamma: γ of min-SNR weighting of L_DDPM, see `slimdpm.method.losses.min_snr_weight`; None weighs all alike.
+        guidance: scale of classifier-free guidance in the teacher's output, see `slimdpm.method.distiller.Distiller`.
     """
 
+    lambda_denoising: float = 1.0
     lambda_spatial: float = 2.0
     lambda_freq: float = 2.0
     alpha: float = -1.0
     weight_scaling: str = "mean"
     resize: str = "area"
     snr_gamma: float | None = None
+    guidance: float = 1.0
 
     @property
     def terms(self) -> dict[str, float]:

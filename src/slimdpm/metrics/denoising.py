@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimdpm.conditioning import Guidance
 from slimdpm.method.forward_process import Process
-from slimdpm.method.networks import call
+from slimdpm.method.networks import Inputs
 
 TIMESTEPS = (50, 150, 300, 500, 700)  # of 1000: from nearly clean to mostly noise
 HELD_OUT, HELD_OUT_TEACHER = "held_out", "held_out_teacher"  # errors in a run's log
@@ -43,7 +44,9 @@ def predictions(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    inputs: Callable[[slice], Mapping[str, Any]] = lambda numbers: {},
+    inputs: Callable[[slice], Inputs] = lambda numbers: {},
+    null: Callable[[slice], Inputs] | None = None,
+    guidance: float = 1.0,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Noise real samples to given levels, and let a network predict. The noise depends on the seed alone.
@@ -54,6 +57,8 @@ def predictions(
         samples: clean samples ``(N, C, H, W)`` in the range of training.
         kind: what the network's output is turned into, see `Process.convert`.
         inputs: what the network is given beside the samples of these numbers.
+        null: the same of the null condition, for predictions with guidance.
+        guidance: its scale.
         progress: called with the number of samples done.
 
     Yields:
@@ -70,7 +75,8 @@ def predictions(
             x0, epsilon = samples[batch].to(device), noise[batch].to(device)
             t = torch.full((len(x0),), timestep, device=device)
             x_t = process.add_noise(x0, epsilon, t)
-            output = call(unet, x_t, t, inputs(batch)).float()
+            asked = Guidance(inputs(batch), null(batch) if null else None, guidance)
+            output = asked.predict(unet, x_t, t).float()
             yield level, epsilon, process.convert(output, x_t, t, process.prediction, kind)
             progress(len(x0))
     unet.train(training)

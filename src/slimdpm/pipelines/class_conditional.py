@@ -31,16 +31,19 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         class_embedder: for a U-Net with cross-attention.
         null_class: number, of a U-Net that embeds classes itself, that stands for no class; None allows no guidance.
         id2label: the names of the classes by their numbers, as in diffusers' `DiTPipeline`.
+        guidance_scale: by default; None is 1.5, and 1 that of a network that has learnt guided outputs.
     """
 
     model_cpu_offload_seq = "class_embedder->unet->vqvae"
     _optional_components = ["vqvae", "class_embedder"]  # noqa: RUF012 -- diffusers' own form
 
     # Without annotations: diffusers compares what it loads with them, and up to 0.35 fails at those that are text.
-    def __init__(self, unet, scheduler, vqvae=None, class_embedder=None, null_class=None, id2label=None):
+    def __init__(
+        self, unet, scheduler, vqvae=None, class_embedder=None, null_class=None, id2label=None, guidance_scale=None
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vqvae=vqvae, class_embedder=class_embedder)
-        self.register_to_config(null_class=null_class, id2label=id2label)
+        self.register_to_config(null_class=null_class, id2label=id2label, guidance_scale=guidance_scale)
 
     @torch.no_grad()
     def __call__(
@@ -58,7 +61,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: numbers or names.
-            guidance_scale: 1 is no guidance; by default 1.5 if the network knows a null class.
+            guidance_scale: 1 is no guidance; by default the pipeline's if the network knows a null class.
             guidance_interval: the lowest and the highest noise level ``σ = √((1 − ᾱ) / ᾱ)`` with guidance; by default
                 all have it.
             num_inference_steps: of the scheduler.

@@ -147,11 +147,14 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     gamma = train["snr_gamma"]
     denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")
     if recipe["task"] == "slim":
-        factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, _) in TERMS.items())
+        terms = ({"denoising": ("lambda_denoising",)} if distill["lambda_denoising"] != 1 else {}) | TERMS
+        factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, *_) in terms.items())
         omega = f"α {distill['alpha']:g}, ω scaled to {distill['weight_scaling']}"
         yield "losses", f"{', '.join((denoising, *TERMS))}: {factors}, {omega}"
         if shares["uses"] > 1:
             yield "", f"each answer of the teacher serves {shares['uses']} steps"
+        if distill["guidance"] > 1:
+            yield "", f"they are guided, scale {distill['guidance']:g}: the student's samples need no guidance"
     else:
         yield "loss", denoising
     yield "precision", train["precision"]

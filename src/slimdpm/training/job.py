@@ -105,6 +105,8 @@ class Job:
             compared = "; ".join(str(pair) for pair in self.pairs) or "none, outputs only"
             why = "" if self.teacher.has_scales else ": a transformer has no features of a U-Net's scales"
             lines.append(f"feature pairs: {compared}{why}")
+            if recipe.distill.guides:
+                lines.append(f"guidance: of scale {recipe.distill.guidance:g} is learnt; samples need none, scale 1")
         conditioning = self.shell.conditioning.describe(recipe.conditioning.drop)
         lines += conditioning.splitlines() if conditioning else []
         lines += getattr(self.source, "remarks", [])

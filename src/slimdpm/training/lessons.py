@@ -21,6 +21,7 @@ from torch import Tensor
 from slimdpm.data.dataset import Images
 from slimdpm.data.stream import StreamBatches, TrainingStream, training_loader
 from slimdpm.method.distiller import Distiller, Taught
+from slimdpm.method.networks import Inputs
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.job import Job
 
@@ -69,7 +70,7 @@ class Lessons:
     def __init__(self, job: Job, images: Images, distiller: Distiller, accelerator: Accelerator, start: int):
         self.job, self.distiller, self.accelerator = job, distiller, accelerator
         self.micro_batch, self.accumulation = split_batch(job.recipe, accelerator.num_processes)
-        self.reuse = job.uses
+        self.reuse, self.guided = job.uses, distiller.teaches and job.recipe.distill.guides
         # The oldest batch that a step from `start` on may take, and the newest one.
         self._next = max(0, start // self.reuse + 1 - batches_kept(self.reuse))
         self._kept: deque[list[Lesson]] = deque(maxlen=batches_kept(self.reuse))
@@ -98,6 +99,7 @@ class Lessons:
         """The lessons of the next fresh batch; it is kept when all were taken, if it serves other steps."""
         number, lessons = self._next, []
         timesteps, noise, dropped = self._draw(number)
+        everything = torch.ones_like(dropped)
         for micro in range(self.accumulation):
             place = self._place(micro)
             share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
@@ -106,19 +108,20 @@ class Lessons:
             # The data is the same in any precision, as what is kept of it is.
             x0 = self.job.shell.clean_samples(batch, self.accelerator.device)
             conditions = self.job.shell.conditioning.training_inputs(batch, dropped[share])
-            lesson = self._taught(Lesson(x0, noise[share], timesteps[share], conditions, None))
+            null = self.job.shell.conditioning.training_inputs(batch, everything[share]) if self.guided else None
+            lesson = self._taught(Lesson(x0, noise[share], timesteps[share], conditions, None), null)
             if self.reuse > 1:  # else its features would outlive their step
                 lessons.append(lesson)
             yield lesson
         self._kept.append(lessons)
         self._next += 1
 
-    def _taught(self, lesson: Lesson) -> Lesson:
+    def _taught(self, lesson: Lesson, null: Inputs | None) -> Lesson:
         if not self.distiller.teaches:
             return lesson
         x_t = self.distiller.process.add_noise(lesson.x0, lesson.noise, lesson.t)
         with self.accelerator.autocast():
-            taught = self.distiller.teach(x_t, lesson.t, lesson.conditions)
+            taught = self.distiller.teach(x_t, lesson.t, lesson.conditions, null)
         return replace(lesson, taught=taught)
 
     def _place(self, micro: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from slimdpm.cache.teacher_samples import Samples, plan_samples
-from slimdpm.conditioning import new_class_labels
+from slimdpm.conditioning import Conditioning, new_class_labels
 from slimdpm.data.images import MODES
 from slimdpm.data.open_source import open_source
 from slimdpm.data.sources import Source
@@ -73,6 +73,8 @@ def plan_job(
     )
     _check_process(recipe, shell)
     _check_until(recipe)
+    if recipe.task == "slim" and recipe.distill.guides:
+        shell = replace(shell, conditioning=_guided(recipe, shell.conditioning))
     if recipe.student.layout is not None and recipe.student.kind == "spectral":
         raise SlimdpmError("student.layout is of single files, which have no room for wavelet gates: add --plain")
     return _design(recipe, found, shell, base, source, conditions, display or Display())
@@ -154,6 +156,15 @@ def _check_process(recipe: Recipe, shell: Shell) -> None:
         probe(shell.predicting(prediction), recipe.samples.scheduler, recipe.samples.steps, "samples.steps")
     if recipe.samples.guidance_interval is not None:
         shell.process.timesteps_within(*recipe.samples.guidance_interval)  # an error now if there is no such level
+
+
+def _guided(recipe: Recipe, conditioning: Conditioning) -> Conditioning:
+    """Of a student that learns guided outputs."""
+    if recipe.distill.pairs != "none":
+        raise SlimdpmError("distill.guidance: features are not guided, only outputs are; set distill.pairs to none")
+    if not recipe.losses.terms:
+        raise SlimdpmError("distill.guidance is of the teacher's answers: λ_spatial and λ_freq cannot both be 0")
+    return conditioning.guided()
 
 
 def _check_until(recipe: Recipe) -> None:

@@ -88,7 +88,7 @@ class Results:
         columns = min(_COLUMNS, count)
         if self.teacher is not None:
             if self._teacher_samples is None:
-                self._teacher_samples = self.sample(self.teacher_pipeline(), count, "the teacher's samples")
+                self._teacher_samples = self.sample_teacher(count, "the teacher's samples")
             rows = stacked(self._teacher_samples, students)
             samples["teacher"] = self._teacher_samples
         save_picture(self.run.grid(step), grid(rows, columns, zoom=zoom_for(students)))
@@ -96,17 +96,19 @@ class Results:
 
     def save_samples(self, weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """The report's samples, a picture for each network. Returns them as `save_grid` does."""
-        pipelines = {} if self.teacher is None else {"teacher": self.teacher_pipeline()}
-        pipelines[self.name] = self.pipeline(weights)
         count = self.recipe.samples.count
-        samples = {name: self.sample(p, count, f"sampling the {name}") for name, p in pipelines.items()}
+        samples = {} if self.teacher is None else {"teacher": self.sample_teacher(count, "sampling the teacher")}
+        samples[self.name] = self.sample(self.pipeline(weights), count, f"sampling the {self.name}")
         for name, arrays in samples.items():
             save_picture(self.run.samples / f"{name}.png", grid(arrays, _COLUMNS, zoom=zoom_for(arrays)))
         return samples
 
-    def teacher_pipeline(self) -> DiffusionPipeline:
+    def sample_teacher(self, count: int, label: str, steps: int | None = None) -> np.ndarray:
+        """`sample` of the teacher, guided as its answers are."""
         assert self.teacher is not None
-        return self.shell.with_unet(self.teacher.unet.to(self.place))
+        pipeline = self.shell.with_unet(self.teacher.unet.to(self.place))
+        guidance = self.recipe.distill.guidance if self.recipe.distill.guides else None
+        return self.sample(pipeline, count, label, steps, guidance)
 
     def keep_images(self, images: Images) -> None:
         """What the samples of a network that sees images are made of: for each prompt an image of that caption."""
@@ -118,11 +120,18 @@ class Results:
                 array = images.square(captioned.get(prompt, place % len(images)))
                 picture(array).save(temporary / f"{place:05d}.png")
 
-    def sample(self, pipeline: DiffusionPipeline, count: int, label: str, steps: int | None = None) -> np.ndarray:
+    def sample(
+        self,
+        pipeline: DiffusionPipeline,
+        count: int,
+        label: str,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> np.ndarray:
         """uint8 ``(count, H, W, C)`` with the recipe's sampler, at the run's size: the teacher's own may be another.
 
         Args:
-            steps: of the sampler, by default the recipe's.
+            steps, guidance: by default the recipe's.
         """
         s = self.recipe.samples
         with resident(self.shell.frozen, self.place), self.display.task(label, count, unit="images") as task:
@@ -136,7 +145,7 @@ class Results:
                 request=Request(
                     prompts=s.prompts,
                     negative_prompt=s.negative_prompt,
-                    guidance=s.guidance,
+                    guidance=s.guidance if guidance is None else guidance,
                     images=sorted(self.run.given.glob("*.png")),
                     guidance_interval=s.guidance_interval,
                 ),

@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning import Conditioning
 from slimdpm.data.dataset import Images
@@ -104,8 +105,8 @@ def timed_job(
         results = Results(job, run, accelerator.device, Display())
         results.keep_images(trainer.images)
         checkpoint = _checkpoint(trainer)
-        student = _sampling(results, results.pipeline(trainer.weights()))
-        teacher = _sampling(results, results.teacher_pipeline()) if job.teacher is not None else 0.0
+        student = _sampling(results, partial(results.sample, results.pipeline(trainer.weights())))
+        teacher = _sampling(results, results.sample_teacher) if job.teacher is not None else 0.0
         validates = len(trainer.held_out) > 0 and recipe.train.validate_every != 0
         validation, first = _validation(trainer, results) if validates else (0.0, 0.0)
         pace = Pace(step, checkpoint, student, teacher, validation, start + first, clock() - begun)
@@ -201,14 +202,14 @@ def _validation(trainer: Trainer, results: Results) -> tuple[float, float]:
     return further, max(0.0, first - further)
 
 
-def _sampling(results: Results, pipeline: DiffusionPipeline) -> float:
+def _sampling(results: Results, sample: Callable[[int, str, int], Any]) -> float:
     """Seconds to sample an image: from samplers of few steps, since each further one takes as long as the others."""
     wanted, count = results.recipe.samples.steps, min(GRID, results.recipe.samples.count)
     assert wanted is not None
 
     def seconds(steps: int) -> float:
         mark = clock()
-        results.sample(pipeline, count, "", steps)
+        sample(count, "", steps)
         return clock() - mark
 
     few = min(2, wanted)

@@ -7,7 +7,7 @@ in turn: as many images at every level would take several times as long and say 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ from slimdpm.data.dataset import Images
 from slimdpm.data.loader import Loader
 from slimdpm.data.stream import TrainingStream
 from slimdpm.method.forward_process import Process
+from slimdpm.method.networks import Inputs
 from slimdpm.metrics.denoising import HELD_OUT, HELD_OUT_TEACHER, TIMESTEPS, denoising_errors
 from slimdpm.training.accelerator import split_batch
 from slimdpm.training.job import Job
 
-_Inputs = Callable[[slice], Mapping[str, Any]]
+_Inputs = Callable[..., Inputs]  # of the images of a slice, all conditions dropped or none
 
 
 class Validation:
@@ -54,17 +55,19 @@ class Validation:
 
     @cached_property
     def teachers(self) -> float:
-        """The teacher's error."""
+        """The teacher's error, of its guided output if that is what the student learns."""
         assert self.job.teacher is not None
-        return self._error(self.job.teacher.unet.to(self.accelerator.device), self.job.shell.process)
+        scale = self.job.recipe.distill.guidance
+        return self._error(self.job.teacher.unet.to(self.accelerator.device), self.job.shell.process, scale)
 
-    def _error(self, network: nn.Module, process: Process) -> float:
-        options: dict[str, Any] = {"batch_size": self.batch_size}
+    def _error(self, network: nn.Module, process: Process, guidance: float = 1.0) -> float:
+        options: dict[str, Any] = {"batch_size": self.batch_size, "guidance": guidance}
+        found = []
         with self.accelerator.autocast():
-            found = [
-                denoising_errors(network, process, samples, timesteps=[timestep], inputs=inputs, **options).overall[0]
-                for timestep, samples, inputs in self._shares
-            ]
+            for timestep, samples, inputs in self._shares:
+                null = partial(inputs, dropped=True) if guidance > 1 else None
+                options |= {"timesteps": [timestep], "inputs": inputs, "null": null}
+                found.append(denoising_errors(network, process, samples, **options).overall[0])
         return float(np.mean(found))
 
     @cached_property
@@ -89,9 +92,8 @@ class Validation:
                 batch.pop("images", None)
         samples = shell.draw({part: torch.cat([rows[part] for rows in moments]) for part in moments[0]})
 
-        def inputs(chosen: slice) -> Mapping[str, Any]:
+        def inputs(chosen: slice, dropped: bool = False) -> Inputs:
             batch = batches[chosen.start // size]
-            nobody = torch.zeros(len(batch["draws"]), dtype=torch.bool, device=device)
-            return shell.conditioning.training_inputs(batch, nobody)  # no condition is dropped
+            return shell.conditioning.training_inputs(batch, torch.full((len(batch["draws"]),), dropped, device=device))
 
         return samples, inputs
