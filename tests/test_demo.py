@@ -13,7 +13,7 @@ from slimdpm.data.open_source import open_source
 from slimdpm.data.shards import Shards
 from slimdpm.demo import judge, run, students
 from slimdpm.demo.run import run_demo
-from slimdpm.demo.students import demo_recipe, lite_recipe
+from slimdpm.demo.students import demo_recipe, lite_recipe, plain_recipe
 from slimdpm.metrics.denoising import denoising_errors
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.pipelines.loading import load_pipeline
@@ -58,9 +58,9 @@ def brief(monkeypatch):
     return few
 
 
-def test_both_students_have_the_same_macs_start_and_weighting():
+def test_all_students_have_the_same_macs_start_and_weighting():
     recipe = demo_recipe(steps=12)
-    spectral, lite = plan_job(recipe), plan_job(lite_recipe(recipe))
+    spectral, lite, plain = (plan_job(r) for r in (recipe, lite_recipe(recipe), plain_recipe(recipe)))
     assert spectral.plan.ratio >= 8
     assert lite.plan.cost.macs == pytest.approx(spectral.plan.cost.macs, rel=0.01)
     ours, theirs = spectral.recipe, lite.recipe
@@ -68,16 +68,20 @@ def test_both_students_have_the_same_macs_start_and_weighting():
     assert (theirs.student.init, theirs.train) == ("teacher", ours.train)
     assert lite.teacher is None and lite.origin is not None  # photographs alone, from the teacher's channels
     assert ours.data == theirs.data
+    assert (plain.plan.config, plain.origin is not None) == (lite.plan.config, True)
+    assert (plain.recipe.train, plain.recipe.distill) == (ours.train, ours.distill) and plain.teacher is not None
 
 
-def test_the_demo_compares_three_networks_and_reports(tmp_path, brief):
-    write_json(tmp_path / "seconds.json", {"lite": 1.0, "spectral": 1.5})  # as another machine might have it
+def test_the_demo_compares_its_networks_and_reports(tmp_path, brief):
+    write_json(
+        tmp_path / "seconds.json", {"lite": 1.0, "plain": 0.75, "spectral": 1.5}
+    )  # as another machine might have it
     with drawn():
         entries = run_demo(tmp_path, steps=2)
-    assert [e.name for e in entries] == ["teacher", "lite", "spectral"]
+    assert [e.name for e in entries] == ["teacher", "lite", "plain", "spectral"]
     assert all(e.samples.shape == (CLASSES, 32, 32, 3) and e.seconds > 0 for e in entries)
-    steps = {name: RunFolder(tmp_path / name).recipe().train.steps for name in ("lite", "spectral")}
-    assert steps == {"lite": 3, "spectral": 2}
+    steps = {name: RunFolder(tmp_path / name).recipe().train.steps for name in ("lite", "plain", "spectral")}
+    assert steps == {"lite": 3, "plain": 4, "spectral": 2}
     x = to_model_range(torch.from_numpy(np.stack([np.asarray(brief.image(i)) for i in range(20)])).permute(0, 3, 1, 2))
     inputs = {"class_labels": torch.arange(CLASSES).repeat_interleave(2)}
     for entry in entries[1:]:

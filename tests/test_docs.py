@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import demo_choices
 import equal_seconds
 import export_bits
 import exported
@@ -214,6 +215,8 @@ def test_gated_and_plain_differ_by_what_the_ablation_measured():
 def test_findings_at_equal_seconds_are_those_measured():
     results = json.loads((ROOT / "benchmarks/results/equal_seconds.json").read_text())
     assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    minutes = json.loads((ROOT / "benchmarks/results/demo_choices.json").read_text())["networks"]
+    assert demo_choices.table(minutes) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
 
 
 def test_costs_of_presets_are_those_counted():

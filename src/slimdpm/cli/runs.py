@@ -243,12 +243,13 @@ def sample(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs and report.html.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of Spectral; Lite's follow.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of Spectral; the others' follow.")] = None,
 ) -> None:
     """Slim a teacher of garments in a few minutes on a CPU: no download, no argument.
 
-    Teacher and photographs come with the package. A Lite of equal MACs, with the same start, is trained for as many
-    seconds, and the report compares the three: cost, errors, samples of each class.
+    Teacher and photographs come with the package. Three students of equal MACs and the same start are trained for as
+    many seconds: distilled with wavelet gates and without, and on the photographs alone. The report compares them with
+    their teacher: cost, errors, samples of each class.
     """
     from slimdpm.demo.run import run_demo
 

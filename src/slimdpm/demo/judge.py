@@ -26,6 +26,7 @@ from slimdpm.system.packaged import ASSETS
 from slimdpm.system.progress import Display
 
 PHOTOGRAPHS = "slimdpm:garments-test"
+SIZE = 32  # pixels
 EACH = 12  # samples of a class
 STEPS = 20
 SCHEDULER = "dpm++"
@@ -57,20 +58,21 @@ class Judge:
     Args:
         folder: where samples and features are kept.
         display: where progress is shown.
+        photographs: any of garments, by default those of the test.
 
     Raises:
         SlimdpmError: if the packages of the extractor are not installed.
     """
 
-    def __init__(self, folder: Path, display: Display):
+    def __init__(self, folder: Path, display: Display, photographs: str = PHOTOGRAPHS):
         self.folder, self.display = folder, display
         self.extractor = load_extractor("efficientnet-lite0")
         self.classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
-        source = open_source(PHOTOGRAPHS)
+        source = open_source(photographs)
         labels = labels_of(source)
         assert labels is not None and labels.names is not None
         self.classes, self.labels = labels.names, labels.numbers
-        self.photographs = prepare_images(source, Decoder(source.image(0).size[0]))
+        self.photographs = prepare_images(source, Decoder(SIZE))
         self.images = np.stack([self.photographs.square(number) for number in range(len(source))])
 
     @cached_property
@@ -90,9 +92,9 @@ class Judge:
         of_class = [self.images[self.labels == number][:rows] for number in range(len(self.classes))]
         return np.stack(of_class, axis=1).reshape(-1, *self.images.shape[1:])
 
-    def verdict(self, name: str, pipeline: DiffusionPipeline) -> Verdict:
+    def verdict(self, name: str, pipeline: DiffusionPipeline, guidance: float = GUIDANCE) -> Verdict:
         errors = self._errors(name, pipeline)
-        request = Request(classes=self.classes, guidance=GUIDANCE)
+        request = Request(classes=self.classes, guidance=guidance)
         made = Generated(name, pipeline, EACH * len(self.classes), STEPS, SCHEDULER, request=request)
         samples = collect(made, self.folder, self.extractor, self.display)
         features = samples.features()

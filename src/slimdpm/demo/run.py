@@ -1,4 +1,4 @@
-"""``slimdpm demo``: a teacher of garments slimmed on a CPU in minutes, beside a Lite that is trained as long.
+"""``slimdpm demo``: a teacher of garments slimmed on a CPU in minutes, three ways that are trained as long.
 
 The teacher and the photographs come with the package, see `slimdpm.system.packaged`.
 """
@@ -26,7 +26,7 @@ from slimdpm.system.progress import Display, figures_table
 from slimdpm.training.job import Job
 
 ROWS = 3  # of samples of each network in the report; comparison.png has two
-NAMES = {"teacher": "teacher", "lite": "Lite", "spectral": "Spectral"}
+NAMES = {"teacher": "teacher", "lite": "Lite", "plain": "plain", "spectral": "Spectral"}
 HEADINGS = (
     "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "class named",
 )  # fmt: skip
@@ -41,18 +41,19 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     Args:
         folder: of all that.
         seed: of the training.
-        steps: optimiser steps of Spectral, by default those of the recipe; Lite has as many as fit into its seconds.
+        steps: optimiser steps of Spectral, by default those of the recipe; the others have as many as fit into its
+            seconds.
         display: where progress is shown.
 
     Returns:
-        teacher, Lite and Spectral as the report shows them.
+        the teacher and the three students as the report shows them.
     """
     display = display or Display()
     judge = Judge(folder / "measured", display)  # what is missing is said before anything is trained
     jobs, students = train_students(demo_recipe(seed, steps), folder, display)
     recipe = jobs["spectral"].recipe
     pipelines = {"teacher": load_pipeline(recipe.teacher or ""), **students}
-    display.say("measuring milliseconds of teacher, Lite and Spectral")
+    display.say("measuring milliseconds of all networks")
     seconds = brief_latencies({name: p.unet for name, p in pipelines.items()}, seconds=4)
     costs = {"teacher": jobs["spectral"].plan.teacher_cost, **{name: job.plan.cost for name, job in jobs.items()}}
     curves = {name: RunFolder(folder / name).metrics() for name in students}
@@ -131,7 +132,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
 
 
 def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
-    """Photographs above, then a block of teacher, Lite and Spectral for each noise."""
+    """Photographs above, then a block of all networks for each noise."""
     columns = len(judge.classes)
     upper, lower = judge.shown(2).reshape(2, columns, *judge.images.shape[1:])
     blocks: list[list[tuple[str, str, np.ndarray]]] = [[("photographs", "", upper), ("", "", lower)]]
@@ -139,7 +140,7 @@ def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
         blocks.append([(NAMES[e.name], _price(e.cost, e.seconds), e.samples[i : i + columns]) for e in entries])
     text = (
         "Below photographs of the test, the same noise in each column of a block: what the teacher makes of it, and "
-        "what two networks do that are many times smaller. Beside the names MACs and milliseconds of a step. Nothing "
+        "what three networks do that are many times smaller. Beside the names MACs and milliseconds of a step. Nothing "
         "is chosen among photographs or samples."
     )
     return Gallery(text, judge.classes, blocks)
@@ -154,17 +155,18 @@ def _report(
 ) -> Report:
     job = jobs["spectral"]
     recipe = job.recipe
+    told = ", ".join(f"{NAMES[name]} {each.recipe.train.steps:,}" for name, each in jobs.items())
     return Report(
         title="A diffusion model of garments, made slim",
-        summary=f"{job.plan.ratio:.1f} times fewer MACs, by distillation (Spectral) and by plain training of a small "
-        "network for as many seconds (Lite). Both start from the teacher's most important channels.",
+        summary=f"{job.plan.ratio:.1f} times fewer MACs, three ways, each with as many seconds of training: distilled, "
+        "with wavelet gates (Spectral) or with the teacher's own resampling (plain), and trained on the photographs "
+        "alone (Lite). All start from the teacher's most important channels.",
         gallery=gallery,
         tables=[table],
         entries=entries,
         real=judge.images,
         facts={
-            "Spectral": f"{recipe.train.steps:,} steps of {recipe.train.batch_size} photographs",
-            "Lite": f"{jobs['lite'].recipe.train.steps:,} steps, as many as take the same seconds, timed at the start",
+            "training": f"{told} steps of {recipe.train.batch_size} photographs: as many as take the same seconds",
             "seed": str(recipe.train.seed),
             "data": f"{len(job.source):,} photographs of garments at 32×32 (CC0), {len(judge.images)} others to "
             "measure with",

@@ -1,4 +1,4 @@
-"""The demo's two students, which get as many seconds of training."""
+"""The demo's students, which get as many seconds of training each."""
 
 from __future__ import annotations
 
@@ -51,34 +51,41 @@ def lite_recipe(recipe: Recipe, *, fair: bool = True) -> Recipe:
     )
 
 
+def plain_recipe(recipe: Recipe) -> Recipe:
+    """The distilled student without gates, of the same MACs."""
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"kind": "plain"})})
+
+
 def train_students(
     recipe: Recipe, folder: Path, display: Display
 ) -> tuple[dict[str, Job], dict[str, DiffusionPipeline]]:
-    """Lite and Spectral, trained for as many seconds; what is done already is not done again.
+    """Lite, plain and Spectral, trained for as many seconds; what is done already is not done again.
 
-    Lite's steps follow from the seconds that a step of each takes here. They are measured once for a folder, so that
-    a demo that was stopped goes on as it began.
+    The others' steps follow from Spectral's and from the seconds that a step of each takes here. They are measured
+    once for a folder, so that a demo that was stopped goes on as it began.
 
     Returns:
         of each the job, and the pipeline with averaged weights.
     """
     shared = recipe.data.model_copy(update={"cache": str(folder / "cache")})  # the photographs are decoded once
     recipe = recipe.model_copy(update={"data": shared})
-    jobs = {"lite": plan_job(lite_recipe(recipe)), "spectral": plan_job(recipe, folder=folder / "spectral")}
+    recipes = {"lite": lite_recipe(recipe), "plain": plain_recipe(recipe), "spectral": recipe}
+    jobs = {name: plan_job(each, folder=folder / name) for name, each in recipes.items()}
     RunFolder(folder / "spectral").check(jobs["spectral"].recipe)
-    seconds = _seconds_per_step(jobs, folder, display)
-    steps = max(1, round(recipe.train.steps * seconds["spectral"] / seconds["lite"]))
-    jobs["lite"] = _lasting(jobs["lite"], steps)
-    display.say(f"in the seconds of {recipe.train.steps:,} steps of distillation Lite takes {steps:,}")
+    seconds = seconds_per_step(jobs, folder, display)
+    budget = recipe.train.steps * seconds["spectral"]
+    jobs = {name: lasting(job, max(1, round(budget / seconds[name]))) for name, job in jobs.items()}
+    steps = ", ".join(f"{name} {job.recipe.train.steps:,}" for name, job in jobs.items())
+    display.say(f"steps in the same seconds: {steps}")
     return jobs, {name: run_job(job, folder / name, display, report=False) for name, job in jobs.items()}
 
 
-def _seconds_per_step(jobs: Mapping[str, Job], folder: Path, display: Display) -> dict[str, float]:
+def seconds_per_step(jobs: Mapping[str, Job], folder: Path, display: Display) -> dict[str, float]:
     """Median seconds of an optimiser step of each student; they take turns, in groups that one answer serves."""
     file = folder / "seconds.json"
     if file.exists():
         return read_json(file)
-    display.say("timing a step of both students")
+    display.say("timing a step of each student")
     group = max(job.uses for job in jobs.values())
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="slimdpm-") as place, torch.random.fork_rng():
@@ -93,7 +100,7 @@ def _seconds_per_step(jobs: Mapping[str, Job], folder: Path, display: Display) -
 
 def _rehearsed(job: Job, folder: Path) -> Iterator[None]:
     """Steps of a student that is thrown away."""
-    job, run = _lasting(job, 10**6), RunFolder(folder)
+    job, run = lasting(job, 10**6), RunFolder(folder)
     run.open(job.recipe)
     try:
         trainer = new_trainer(job, run, make_accelerator(job.recipe, run))
@@ -102,7 +109,7 @@ def _rehearsed(job: Job, folder: Path) -> Iterator[None]:
     return trainer.rehearsal()
 
 
-def _lasting(job: Job, steps: int) -> Job:
+def lasting(job: Job, steps: int) -> Job:
     """The job with so many steps."""
     train = job.recipe.train.model_copy(update={"steps": steps})
     return replace(job, recipe=job.recipe.model_copy(update={"train": train}))

@@ -20,10 +20,11 @@ COLOURS = {
     "real images": "#000000",
     "teacher": "#0072B2",
     "lite": "#E69F00",
+    "plain": "#009E73",
     "spectral": "#D55E00",
     "student": "#D55E00",
 }
-_OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442")
+_OTHERS = ("#CC79A7", "#56B4E9", "#F0E442", "#009E73")
 _DASHES = {"real images": "--", "teacher": "-.", "lite": ":"}  # readable in black and white too
 
 
