@@ -24,31 +24,20 @@ import torch
 from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers import DDPMScheduler
+from garments import CLASSES, SAMPLES, Judge, Photographs
 from rich.console import Console
 
-from slimdpm.conditioning import Request
-from slimdpm.data.dataset import Decoder, prepare_images
-from slimdpm.data.folder import Folder
-from slimdpm.data.labels import labels_of
 from slimdpm.method.cost import measure
 from slimdpm.method.networks import build
-from slimdpm.metrics.classifier import Classifier
-from slimdpm.metrics.collect import Generated, Given, collect
-from slimdpm.metrics.distances import kernel_distance
-from slimdpm.metrics.extractors import load_extractor
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.files import atomic_file, write_json
 from slimdpm.system.machine import machine_facts
-from slimdpm.system.packaged import ASSETS
 from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
-SIZE, EACH = 32, 30  # pixels, samples of each class
-SCHEDULER, STEPS = "dpm++", 25
 GUIDANCE = (1.0, 2.0)
 SHOWN = 20  # samples beside their nearest training photographs
 SHOWN_AT = 2.0  # the guidance of these, which is the demo's
@@ -67,55 +56,25 @@ def begin(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-class Photographs:
-    """A part of the photographs with its features, in the order of `labels`."""
-
-    def __init__(self, folder: Path, work: Path, extractor: Any, display: Display):
-        source = Folder(folder)
-        labels = labels_of(source)
-        assert labels is not None
-        self.labels = labels.numbers
-        images = prepare_images(source, Decoder(SIZE))
-        self.images = np.stack([images.square(i) for i in range(len(source))])
-        given = Given(folder.name, images)
-        self.features = collect(given, work, extractor, display).features()[np.argsort(given.order)]
-
-
 def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[str, Any]:
     """All figures; the picture is drawn besides."""
-    extractor = load_extractor("efficientnet-lite0")
-    parts = {
-        name: Photographs(photographs / name, work, extractor, display) for name in ("train", "validation", "test")
-    }
-    unseen = [parts["validation"], parts["test"]]
-    real, truth = (np.concatenate([getattr(part, what) for part in unseen]) for what in ("features", "labels"))
-    classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
+    judge = Judge(photographs, work, display, ("train",))
     pipeline = load_pipeline(run)
     found: dict[str, Any] = {
         "hardware": machine_facts(),
         "cost": vars(measure(dict(pipeline.unet.config) | {"_class_name": type(pipeline.unet).__name__})),
         "training": _training(run),
-        "samples": f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, seed 0",
-        "photographs": {name: len(part.images) for name, part in parts.items()},
-        "photographs named": classifier.accuracy(real, truth),
+        "samples": SAMPLES,
+        "photographs": {name: len(part.images) for name, part in judge.parts.items()},
+        "photographs named": judge.named,
         "guidance": {},
     }
     for scale in GUIDANCE:
-        request = Request(classes=CLASSES, guidance=scale)
-        made = Generated("samples", pipeline, EACH * len(CLASSES), STEPS, SCHEDULER, request=request)
-        samples = collect(made, work, extractor, display)
-        features, images = samples.features(), np.concatenate(list(samples.batches()))
-        asked = np.arange(len(features)) % len(CLASSES)
-        found["guidance"][f"{scale:g}"] = {
-            "kernel distance": kernel_distance(features, real).value,
-            "named": classifier.accuracy(features, asked),
-            "named, by class": {
-                name: classifier.accuracy(features[asked == i], asked[asked == i]) for i, name in enumerate(CLASSES)
-            },
-            "distance to the nearest photograph": _nearest(features, parts["train"].features, real),
-        }
+        images, features = judge.samples("samples", pipeline, scale)
+        near = _nearest(features, judge.parts["train"].features, judge.real)
+        found["guidance"][f"{scale:g}"] = judge.verdict(features) | {"distance to the nearest photograph": near}
         if scale == SHOWN_AT:
-            _draw(images[:SHOWN], features[:SHOWN], parts["train"])
+            _draw(images[:SHOWN], features[:SHOWN], judge.parts["train"])
     return found
 
 

@@ -121,6 +121,18 @@ def teacher_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def class_teacher(tmp_path_factory):
+    """A class-conditional pipeline of pixels with a null class."""
+    import torch
+    from helpers import class_pipeline
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("class-teacher")
+    class_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """Twelve PNGs of 24x20 smooth noise, in two folders."""
     folder = tmp_path_factory.mktemp("images")

@@ -36,14 +36,6 @@ from slimdpm.training.run import run_job
 QUICK = [*TRIAL, "student.width=8", "train.steps=2"]
 
 
-@pytest.fixture(scope="module")
-def class_teacher(tmp_path_factory):
-    torch.manual_seed(2)
-    folder = tmp_path_factory.mktemp("class-teacher")
-    class_pipeline().save_pretrained(folder)
-    return folder
-
-
 def plan(teacher, data, *more):
     return plan_job(load_recipe(None, [*QUICK, *more], values={"teacher": str(teacher), "data": {"path": str(data)}}))
 

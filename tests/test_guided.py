@@ -46,15 +46,7 @@ def guided(unet, x, t, labels):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    torch.manual_seed(2)
-    folder = tmp_path_factory.mktemp("class-teacher")
-    class_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(teacher, class_folder, tmp_path_factory):
+def trained(class_teacher, class_folder, tmp_path_factory):
     """A run, and what each of its steps was given: x₀, noise, t, conditions, what the teacher said, and the losses."""
     folder, seen = tmp_path_factory.mktemp("guided") / "run", []
 
@@ -66,15 +58,15 @@ def trained(teacher, class_folder, tmp_path_factory):
             )
             return found
 
-    job = plan(teacher, class_folder, "data.held_out=2", "train.validate_every=4")
+    job = plan(class_teacher, class_folder, "data.held_out=2", "train.validate_every=4")
     run_job(job, folder, report=False, distiller=Seeing)
     return folder, seen
 
 
 @pytest.mark.slow
-def test_a_student_is_taught_the_guided_output(trained, teacher):
+def test_a_student_is_taught_the_guided_output(trained, class_teacher):
     folder, seen = trained
-    unet, process = load_pipeline(teacher).unet, shell_of(load_pipeline(teacher)).process
+    unet, process = load_pipeline(class_teacher).unet, shell_of(load_pipeline(class_teacher)).process
     assert len(seen) == 4
     for x0, noise, t, labels, said, losses in seen:
         assert NULL not in labels.tolist()  # nothing is dropped: this student is not to be guided
@@ -106,18 +98,18 @@ def test_the_images_own_target_is_guided_as_the_teachers_output_is():
 
 
 @pytest.mark.slow
-def test_its_pipeline_needs_no_guidance(trained, teacher):
+def test_its_pipeline_needs_no_guidance(trained, class_teacher):
     folder, _ = trained
     assert json.loads((folder / "student/model_index.json").read_text())["guidance_scale"] == 1
     student = load_pipeline(folder)
     assert shell_of(student).conditioning.sampling_inputs(range(2), Request(), torch.device("cpu")).null is None
     plain, asked = (sample_images(student, 2, steps=2, request=Request(guidance=g)) for g in (None, 1.0))
     np.testing.assert_array_equal(plain, asked)
-    assert shell_of(load_pipeline(teacher)).conditioning.scale == 1.5
+    assert shell_of(load_pipeline(class_teacher)).conditioning.scale == 1.5
 
 
 @pytest.mark.slow
-def test_the_teachers_held_out_error_is_that_of_its_guided_output(trained, teacher, class_folder):
+def test_the_teachers_held_out_error_is_that_of_its_guided_output(trained, class_teacher, class_folder):
     folder, seen = trained
     source = Folder(class_folder)
     decoded = prepare_images(source, Decoder(16))
@@ -125,7 +117,7 @@ def test_the_teachers_held_out_error_is_that_of_its_guided_output(trained, teach
     x = to_model_range(torch.from_numpy(squares).permute(0, 3, 1, 2))
     trained_on = [i for i in range(9) if any(torch.equal(x[i], x0) for batch in seen for x0 in batch[0])]
     classes = torch.tensor([i // 3 for i in range(9)])
-    unet, process = load_pipeline(teacher).unet, shell_of(load_pipeline(teacher)).process
+    unet, process = load_pipeline(class_teacher).unet, shell_of(load_pipeline(class_teacher)).process
     pairs = [p for p in np.ndindex(9, 9) if p[0] != p[1] and not {*p} & {*trained_on}]
     found = [line for line in RunFolder(folder).metrics() if "held_out_teacher" in line][-1]["held_out_teacher"]
     errors = []
@@ -143,10 +135,10 @@ def test_the_teachers_held_out_error_is_that_of_its_guided_output(trained, teach
 
 
 @pytest.mark.slow
-def test_what_cannot_be_guided_is_refused(teacher, class_folder, teacher_folder, image_folder, tmp_path):
+def test_what_cannot_be_guided_is_refused(class_teacher, class_folder, teacher_folder, image_folder, tmp_path):
     for given, words in (
-        ((teacher, class_folder, "distill.pairs=auto"), "features are not guided"),
-        ((teacher, class_folder, "distill.lambda_spatial=0", "distill.lambda_freq=0"), "cannot both be 0"),
+        ((class_teacher, class_folder, "distill.pairs=auto"), "features are not guided"),
+        ((class_teacher, class_folder, "distill.lambda_spatial=0", "distill.lambda_freq=0"), "cannot both be 0"),
         ((teacher_folder, image_folder), "an unconditional teacher has no guidance"),
     ):
         with pytest.raises(SlimdpmError, match=words):

@@ -1,0 +1,86 @@
+"""What the garments' teacher and its students are measured by: photographs that nothing is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slimdpm.conditioning import Request
+from slimdpm.data.dataset import Decoder, prepare_images
+from slimdpm.data.folder import Folder
+from slimdpm.data.labels import labels_of
+from slimdpm.metrics.classifier import Classifier
+from slimdpm.metrics.collect import Generated, Given, collect
+from slimdpm.metrics.distances import kernel_distance, kernel_means
+from slimdpm.metrics.extractors import load_extractor
+from slimdpm.system.packaged import ASSETS
+from slimdpm.system.progress import Display
+
+CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
+SIZE, EACH = 32, 30  # pixels, samples of each class
+SCHEDULER, STEPS = "dpm++", 25
+SAMPLES = f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, seed 0"
+
+
+class Photographs:
+    """A part of the photographs with its features, in the order of `labels`."""
+
+    def __init__(self, folder: Path, work: Path, extractor: Any, display: Display):
+        source = Folder(folder)
+        labels = labels_of(source)
+        assert labels is not None
+        self.labels = labels.numbers
+        images = prepare_images(source, Decoder(SIZE))
+        self.images = np.stack([images.square(i) for i in range(len(source))])
+        given = Given(folder.name, images)
+        self.features = collect(given, work, extractor, display).features()[np.argsort(given.order)]
+
+
+class Judge:
+    """Sets samples beside the photographs of ``validation/`` and ``test/``.
+
+    Args:
+        photographs: the folder with these and ``train/``.
+        work: where features and samples are kept.
+        more: parts that are wanted besides, ``"train"``.
+    """
+
+    def __init__(self, photographs: Path, work: Path, display: Display, more: tuple[str, ...] = ()):
+        self.work, self.display = work, display
+        self.extractor = load_extractor("efficientnet-lite0")
+        self.classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
+        self.parts = {
+            name: Photographs(photographs / name, work, self.extractor, display)
+            for name in (*more, "validation", "test")
+        }
+        unseen = [self.parts["validation"], self.parts["test"]]
+        self.real, self.labels = (np.concatenate([getattr(p, what) for p in unseen]) for what in ("features", "labels"))
+        self.within = kernel_means(self.real)
+
+    @property
+    def named(self) -> float:
+        """Part of the photographs whose class the classifier names."""
+        return self.classifier.accuracy(self.real, self.labels)
+
+    def samples(self, name: str, pipeline: Any, guidance: float) -> tuple[np.ndarray, np.ndarray]:
+        """Images, of the classes in turn, and their features."""
+        request = Request(classes=CLASSES, guidance=guidance)
+        made = Generated(name, pipeline, EACH * len(CLASSES), STEPS, SCHEDULER, request=request)
+        found = collect(made, self.work, self.extractor, self.display)
+        return np.concatenate(list(found.batches())), found.features()
+
+    def verdict(self, features: np.ndarray) -> dict[str, Any]:
+        """On samples of the classes in turn."""
+        asked = np.arange(len(features)) % len(CLASSES)
+        distance = kernel_distance(features, self.real, within=self.within)
+        return {
+            "kernel distance": distance.value,
+            "its standard error": float(distance.influence.std() / np.sqrt(len(features))),
+            "named": self.classifier.accuracy(features, asked),
+            "named, by class": {
+                name: self.classifier.accuracy(features[asked == i], asked[asked == i])
+                for i, name in enumerate(CLASSES)
+            },
+        }
