@@ -12,6 +12,7 @@ import demo_choices
 import equal_seconds
 import export_bits
 import exported
+import garments_students
 import numpy as np
 import pytest
 import recipe_keys
@@ -217,6 +218,11 @@ def test_findings_at_equal_seconds_are_those_measured():
     assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
     minutes = json.loads((ROOT / "benchmarks/results/demo_choices.json").read_text())["networks"]
     assert demo_choices.table(minutes) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+
+
+def test_the_students_of_garments_are_worth_what_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/garments_students.json").read_text())
+    assert garments_students.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
 
 
 def test_costs_of_presets_are_those_counted():

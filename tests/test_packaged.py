@@ -13,6 +13,7 @@ from slimdpm.data.dataset import Decoder
 from slimdpm.data.folder import Folder
 from slimdpm.data.open_source import open_source
 from slimdpm.data.shards import Shards
+from slimdpm.method.cost import measure
 from slimdpm.method.presets import find_network
 from slimdpm.metrics.evaluate import _is_data
 from slimdpm.pipelines.loading import load_pipeline
@@ -21,7 +22,8 @@ from slimdpm.system.packaged import ASSETS, data_sets, pipelines
 
 
 def test_names_are_those_of_the_folders():
-    assert list(pipelines()) == ["demo:teacher", "slimdpm:demo-teacher", "slimdpm:garments-teacher"]
+    students = [f"slimdpm:garments-{ratio}x" for ratio in (12, 18, 8)]
+    assert list(pipelines()) == ["demo:teacher", "slimdpm:demo-teacher", *students, "slimdpm:garments-teacher"]
     assert list(data_sets()) == ["slimdpm:garments-test", "slimdpm:garments"]
     assert [_is_data(name) for name in ("slimdpm:garments", "slimdpm:garments-teacher")] == [True, False]
 
@@ -32,6 +34,17 @@ def test_the_teacher_of_garments_knows_the_classes_of_the_photographs():
     assert tuple(teacher.config.id2label.values()) == source.labels().names
     assert find_network("slimdpm:garments-teacher").config["num_class_embeds"] == 11
     assert source.image(0).size == (32, 32) and len(source) == 372 and len(open_source("slimdpm:garments")) == 3068
+
+
+@pytest.mark.parametrize("ratio", [8, 12, 18])
+def test_the_students_of_garments_are_as_small_as_they_are_called(ratio):
+    student, teacher = (load_pipeline(f"slimdpm:garments-{which}") for which in (f"{ratio}x", "teacher"))
+    assert student.config.id2label == teacher.config.id2label
+    theirs, ours = (measure(dict(p.unet.config) | {"_class_name": type(p.unet).__name__}) for p in (teacher, student))
+    assert ratio <= theirs.macs / ours.macs < 1.05 * ratio
+    folder = ASSETS / f"garments-{ratio}x"
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 2e6
+    assert "CC0" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("words", [["slim", "slimdpm:hats", "slimdpm:garments-test"], ["sample", "slimdpm:hats"]])

@@ -1,0 +1,246 @@
+"""The students of garments that come with the package, and a fair Lite beside the middle one.
+
+    python benchmarks/garments_students.py train --work runs/garments-students
+    python benchmarks/garments_students.py measure clothing --work runs/garments-students
+    python benchmarks/garments_students.py pack --work runs/garments-students
+
+`recipes/garments-students.yaml` at three ratios. The Lite has the same start and weighting as the 12 times smaller one,
+the photographs alone, and as many seconds: processor time of one thread, steps of both taken in turn before it is
+trained. All are measured beside their teacher on the photographs of ``validation/`` and ``test/``, which nothing is
+trained on. Everything resumes; saves garments_students.json, and the samples and the picture of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablation.tables import markdown
+from garments import CLASSES, SAMPLES, Judge
+from pack_assets import pack_pipeline
+from PIL import Image
+from rich.console import Console
+
+from slimdpm.demo.students import demo_recipe, lasting, lite_recipe, seconds_per_step
+from slimdpm.method.cost import measure
+from slimdpm.method.latency import brief_latencies
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.report.figures import gallery_figure
+from slimdpm.run_folder import RunFolder
+from slimdpm.system import amounts
+from slimdpm.system.files import atomic_file, write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.packaged import ASSETS
+from slimdpm.system.progress import Display
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
+
+HERE = Path(__file__).parent
+CARD = """---
+library_name: diffusers
+license: cc0-1.0
+tags: [slimdpm, class-conditional-image-generation]
+---
+# slimdpm:{name}
+
+Garments of ten classes at 32x32 pixels, from a network with {ratio} times fewer multiply-adds than its teacher,
+slimdpm:garments-teacher.
+
+```bash
+slimdpm sample slimdpm:{name} --class dress
+```
+
+**Training**: distilled by recipes/garments-students.yaml, {steps} steps of {batch} images, from 3,068 photographs of
+"Clothing dataset (small)" by Alexey Grigorev and those who gave photographs (CC0 1.0).
+
+**Measured** beside {unseen} photographs that nothing is trained on: {samples},
+guidance 2. A classifier names the class of {real} of the photographs:
+
+{table}
+**Limits**: a small network that learnt from a weak teacher. Trousers, shirts and jackets can be made out, hats, shoes
+and skirts hardly; it is here to try what slimdpm makes, not to make pictures. Weights are in half precision.
+"""
+RECIPE = HERE.parent / "recipes/garments-students.yaml"
+RESULTS = HERE / "results/garments_students.json"
+SHEET = HERE / "results/garments_students.png"  # samples as they are: a row of classes for each of `SHOWN`, twice
+PICTURE = HERE.parent / "docs/figures/slimmed.png"
+TEACHER = "slimdpm:garments-teacher"
+RATIOS = (12, 8, 18)
+MIDDLE = "garments-12x"
+LITE = f"{MIDDLE}-lite"
+GUIDANCE = (1.0, 2.0)
+SHOWN_AT = 2.0
+SHOWN = {"photographs": "photographs", "teacher": "teacher", LITE: "plain small\nnetwork (Lite)", MIDDLE: "our student"}
+ROWS = 2
+COLUMNS = ("longsleeve", "outwear", "pants", "shirt", "t-shirt")  # of the README's picture
+
+
+def students() -> dict[str, float]:
+    return {f"garments-{ratio}x": float(ratio) for ratio in RATIOS}
+
+
+def train(work: Path, names: list[str], display: Display) -> None:
+    """What is left of the three students and the Lite."""
+    recipes = {}
+    for name, ratio in students().items():
+        recipe = demo_recipe(file=RECIPE)
+        recipes[name] = recipe.model_copy(update={"student": recipe.student.model_copy(update={"ratio": ratio})})
+    recipes[LITE] = lite_recipe(recipes[MIDDLE])
+    jobs = {name: plan_job(recipe, folder=work / name) for name, recipe in recipes.items()}
+    pair = {name: jobs[name] for name in (MIDDLE, LITE)}
+    seconds = seconds_per_step(pair, work, display)
+    jobs[LITE] = lasting(jobs[LITE], round(jobs[MIDDLE].recipe.train.steps * seconds[MIDDLE] / seconds[LITE]))
+    for name in names:
+        run_job(jobs[name], work / name, display, report=False)
+
+
+def measured(photographs: Path, work: Path, display: Display) -> dict[str, Any]:
+    """All figures; the samples that are shown are kept besides."""
+    judge = Judge(photographs, work / "measured", display)
+    pipelines = {
+        "teacher": load_pipeline(TEACHER),
+        **{name: load_pipeline(work / name) for name in [*students(), LITE]},
+    }
+    display.say("measuring milliseconds")
+    seconds = brief_latencies({name: pipeline.unet for name, pipeline in pipelines.items()}, seconds=10)
+    networks: dict[str, Any] = {}
+    shown = {"photographs": _photographs(judge)}
+    for name, pipeline in pipelines.items():
+        config = dict(pipeline.unet.config) | {"_class_name": type(pipeline.unet).__name__}
+        networks[name] = {
+            "cost": vars(measure(config)),
+            "milliseconds": 1000 * seconds[name],
+            "training": None if name == "teacher" else _training(work / name),
+            "guidance": {},
+        }
+        for scale in GUIDANCE:
+            images, features = judge.samples(name, pipeline, scale)
+            networks[name]["guidance"][f"{scale:g}"] = judge.verdict(features)
+            if scale == SHOWN_AT and name in SHOWN:
+                shown[name] = images[: ROWS * len(CLASSES)]
+    sheet = np.concatenate([np.concatenate([*row], axis=1) for name in SHOWN for row in np.split(shown[name], ROWS)])
+    with atomic_file(SHEET) as temporary:
+        Image.fromarray(sheet).save(temporary, "PNG", optimize=True)
+    return {
+        "hardware": machine_facts(),
+        "samples": SAMPLES,
+        "photographs": {name: len(part.images) for name, part in judge.parts.items()},
+        "photographs named": judge.named,
+        "networks": networks,
+    }
+
+
+def _photographs(judge: Judge) -> np.ndarray:
+    """The first test photographs of each class, as rows of samples are."""
+    part = judge.parts["test"]
+    of_class = [part.images[part.labels == number][:ROWS] for number in range(len(CLASSES))]
+    return np.stack(of_class, axis=1).reshape(-1, *part.images.shape[1:])
+
+
+def _training(run: Path) -> dict[str, Any]:
+    recipe, last = RunFolder(run).recipe(), RunFolder(run).metrics()[-1]
+    told = {"steps": last["step"], "batch size": recipe.train.batch_size, "seconds": last["seconds"]}
+    return {**told, **{key: last[key] for key in ("held_out", "held_out_teacher") if key in last}}
+
+
+def pack(work: Path, found: dict[str, Any]) -> None:
+    """The three students into the package, in half precision, each with its card."""
+    for name in students():
+        pack_pipeline(work / name, ASSETS / name)
+        (ASSETS / name / "README.md").write_text(card(name, found), encoding="utf-8")
+
+
+def card(name: str, found: dict[str, Any]) -> str:
+    """What is to be known of a student by those who use it."""
+    ours, teacher = found["networks"][name], found["networks"]["teacher"]
+    ratio = teacher["cost"]["macs"] / ours["cost"]["macs"]
+    rows = [
+        [
+            who,
+            amounts.parameters(network["cost"]["params"]),
+            amounts.macs(network["cost"]["macs"]),
+            f"{network['milliseconds']:.1f} ms",
+            f"{network['guidance']['2']['kernel distance']:.3f}",
+            f"{network['guidance']['2']['named']:.0%}",
+        ]
+        for who, network in (("this student", ours), ("its teacher", teacher))
+    ]
+    heads = ["", "parameters", "MACs", "a step, one CPU thread", "kernel distance", "class named"]
+    return CARD.format(
+        name=name,
+        ratio=f"{ratio:.1f}",
+        steps=f"{ours['training']['steps']:,}",
+        batch=ours["training"]["batch size"],
+        unseen=found["photographs"]["validation"] + found["photographs"]["test"],
+        real=f"{found['photographs named']:.0%}",
+        samples=found["samples"],
+        table=markdown(heads, rows),
+    )
+
+
+def draw(found: dict[str, Any]) -> None:
+    """The README's picture, of the first sample of each class."""
+    sheet = np.asarray(Image.open(SHEET).convert("RGB"))
+    size = sheet.shape[1] // len(CLASSES)
+    rows = []
+    for number, (name, title) in enumerate(SHOWN.items()):
+        top = number * ROWS * size
+        tiles = [sheet[top : top + size, (at := CLASSES.index(c) * size) : at + size] for c in COLUMNS]
+        network = found["networks"].get(name)
+        price = network and f"\n{amounts.macs(network['cost']['macs'])} MACs, {network['milliseconds']:.0f} ms"
+        rows.append((title + (price or ""), np.stack(tiles)))
+    with atomic_file(PICTURE) as temporary:
+        gallery_figure(COLUMNS, [rows]).savefig(temporary, format="png")
+
+
+def table(found: dict[str, Any]) -> str:
+    heads = ["network", "parameters", "MACs", "ms", "steps", "kernel distance", "guided", "class named", "guided"]
+    rows = []
+    for name, network in found["networks"].items():
+        free, guided = (network["guidance"][f"{scale:g}"] for scale in GUIDANCE)
+        steps = network["training"] and f"{network['training']['steps']:,}"
+        rows.append(
+            [
+                name,
+                amounts.parameters(network["cost"]["params"]),
+                amounts.macs(network["cost"]["macs"]),
+                f"{network['milliseconds']:.1f}",
+                steps or "",
+                *(f"{v['kernel distance']:.3f} ± {v['its standard error']:.3f}" for v in (free, guided)),
+                *(f"{v['named']:.0%}" for v in (free, guided)),
+            ]
+        )
+    return markdown(heads, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    tasks = parser.add_subparsers(dest="task", required=True)
+    training = tasks.add_parser("train")
+    training.add_argument("--work", type=Path, required=True)
+    training.add_argument("--only", nargs="+", choices=[*students(), LITE], default=[*students(), LITE])
+    measuring = tasks.add_parser("measure")
+    measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
+    measuring.add_argument("--work", type=Path, required=True)
+    tasks.add_parser("pack").add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.task == "train":
+        train(options.work, options.only, Display(Console()))
+        return
+    if options.task == "measure":
+        write_json(RESULTS, measured(options.photographs, options.work, Display(Console())))
+    found = json.loads(RESULTS.read_text())
+    if options.task == "pack":
+        pack(options.work, found)
+        return
+    draw(found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
