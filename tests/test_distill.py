@@ -104,7 +104,7 @@ def test_loss_is_the_sum_that_the_paper_writes(batch):
     # The parts, recomputed from two plain forward passes.
     x_t = distiller.process.add_noise(x0, noise, t)
     prediction, features = distiller.student(x_t, t)
-    truth, truths = distiller.teach(x_t, t, {})
+    truth, truths, _ = distiller.teach(x_t, t, {})
     pairs = [(prediction, truth), *zip(features, truths, strict=True)]
     assert len(pairs) == 6
     weights = [spectral_weight(x0, tuple(s.shape[-2:])) for s, _ in pairs]
