@@ -152,7 +152,7 @@ class LossSettings:
         weight_scaling: see `slimdpm.method.losses.spectral_weight`.
         resize: the filter that brings x₀ to the size of a feature.
         snr_gamma: γ of min-SNR weighting of L_DDPM, see `slimdpm.method.losses.min_snr_weight`; None weighs all alike.
-        guidance: scale of classifier-free guidance in the teacher's output, see `slimdpm.method.distiller.Distiller`.
+        guidance: scale of classifier-free guidance in the teacher's output, see `Distiller.teach`.
     """
 
     lambda_denoising: float = 1.0

@@ -147,8 +147,10 @@ def _training(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     gamma = train["snr_gamma"]
     denoising = "denoising" + (f" by min-SNR, γ {gamma:g}" if gamma != "none" else "")
     if recipe["task"] == "slim":
-        terms = ({"denoising": ("lambda_denoising",)} if distill["lambda_denoising"] != 1 else {}) | TERMS
-        factors = ", ".join(f"λ_{name[0]} {distill[setting]:g}" for name, (setting, *_) in terms.items())
+        settings = {name[0]: setting for name, (setting, _) in TERMS.items()}
+        if distill["lambda_denoising"] != 1:
+            settings = {"d": "lambda_denoising", **settings}
+        factors = ", ".join(f"λ_{letter} {distill[setting]:g}" for letter, setting in settings.items())
         omega = f"α {distill['alpha']:g}, ω scaled to {distill['weight_scaling']}"
         yield "losses", f"{', '.join((denoising, *TERMS))}: {factors}, {omega}"
         if shares["uses"] > 1:

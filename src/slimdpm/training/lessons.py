@@ -99,7 +99,6 @@ class Lessons:
         """The lessons of the next fresh batch; it is kept when all were taken, if it serves other steps."""
         number, lessons = self._next, []
         timesteps, noise, dropped = self._draw(number)
-        everything = torch.ones_like(dropped)
         for micro in range(self.accumulation):
             place = self._place(micro)
             share = slice(place * self.micro_batch, (place + 1) * self.micro_batch)
@@ -108,7 +107,9 @@ class Lessons:
             # The data is the same in any precision, as what is kept of it is.
             x0 = self.job.shell.clean_samples(batch, self.accelerator.device)
             conditions = self.job.shell.conditioning.training_inputs(batch, dropped[share])
-            null = self.job.shell.conditioning.training_inputs(batch, everything[share]) if self.guided else None
+            null = None
+            if self.guided:
+                null = self.job.shell.conditioning.training_inputs(batch, torch.ones_like(dropped[share]))
             lesson = self._taught(Lesson(x0, noise[share], timesteps[share], conditions, None), null)
             if self.reuse > 1:  # else its features would outlive their step
                 lessons.append(lesson)

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from slimdpm.method.distiller import TappedStudent
-from slimdpm.method.networks import EXTRA, call, example_inputs, outline, outlines
+from slimdpm.method.networks import EXTRA, build, call, example_inputs, outlines
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.sizes import sides
 from slimdpm.training.accelerator import split_batch
@@ -87,11 +87,11 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
     micro_batch, accumulation = split_batch(recipe, processes)
     # Fake tensors of a CPU: its fused attention and its autocast are like a GPU's.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = _imagined_network(outline, job.plan.config)
+        unet = _imagined_network(build, job.plan.config)
         student = TappedStudent(unet, job.pairs)
         if recipe.train.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        guide = _imagined_network(outline, job.teacher.config) if job.teacher else None
+        guide = _imagined_network(build, job.teacher.config) if job.teacher else None
         shell = _imagined_shell(job.shell)
         job = replace(job, shell=shell)
         trained, averaged = _bytes(student), _bytes(unet)
