@@ -55,8 +55,9 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def recipe_of(name: str, seed: int) -> Recipe:
+def recipe_of(name: str, seed: int, cache: Path) -> Recipe:
     base = demo_recipe(seed)
+    base = base.model_copy(update={"data": base.data.model_copy(update={"cache": str(cache)})})
     if name == LITE:
         return lite_recipe(base)
     values = base.model_dump(exclude_unset=True)
@@ -71,48 +72,26 @@ def run(photographs: str, work: Path, names: list[str], seeds: list[int]) -> dic
     found: dict[str, Any] = read_json(RESULTS)["networks"] if RESULTS.exists() else {}
     for seed in seeds:
         folder = work / str(seed)
-        cached = {"data": {"cache": str(work / "cache")}}
-        recipes = {name: recipe_of(name, seed) for name in [LITE, *names]}
-        jobs = {
-            name: plan_job(r.model_copy(update={"data": r.data.model_copy(update=cached["data"])}))
-            for name, r in recipes.items()
-        }
+        jobs = {name: plan_job(recipe_of(name, seed, work / "cache")) for name in [LITE, *names]}
         seconds = timed(jobs, work, display)
         for name, job in jobs.items():
             steps = round(BUDGET * seconds[BASE] / seconds[name])
             pipeline = run_job(lasting(job, steps), folder / name, display, report=False)
             for scale in [1.0] if "guided" in name else [GUIDANCE, 1.0] if name in (LITE, BASE) else [GUIDANCE]:
                 verdict = judge.verdict(f"{name} {seed} {scale:g}", pipeline, scale)
-                others = [run for run in found.get(f"{name}, guidance {scale:g}", []) if run["seed"] != seed]
-                found[f"{name}, guidance {scale:g}"] = [
-                    *others,
-                    {
-                        "seed": seed,
-                        "steps": steps,
-                        "seconds of a step": seconds[name],
-                        "calls of a step": 1 if scale == 1 else 2,
-                        "error": float(np.mean(verdict.errors.overall)),
-                        "upper half": float(np.mean(verdict.errors.upper)),
-                        "kernel distance": verdict.distance,
-                        "its standard error": verdict.deviation,
-                        "named": verdict.named,
-                    },
-                ]
+                key = f"{name}, guidance {scale:g}"
+                told = {"seed": seed, "steps": steps, "seconds of a step": seconds[name]}
+                told |= {"calls of a step": 1 if scale == 1 else 2, **verdict.figures()}
+                found[key] = [*(run for run in found.get(key, []) if run["seed"] != seed), told]
                 print(table(found), flush=True)
     for scale in (1.0, GUIDANCE):
-        verdict = judge.verdict(f"teacher {scale:g}", load_pipeline(demo_recipe().teacher or ""), scale)
-        found[f"teacher, guidance {scale:g}"] = [
-            {
-                "error": float(np.mean(verdict.errors.overall)),
-                "upper half": float(np.mean(verdict.errors.upper)),
-                "kernel distance": verdict.distance,
-                "named": verdict.named,
-            }
-        ]
+        if (key := f"teacher, guidance {scale:g}") not in found:
+            verdict = judge.verdict(f"teacher {scale:g}", load_pipeline(demo_recipe().teacher or ""), scale)
+            found[key] = [verdict.figures()]
     return {
         "networks": found,
         "samples": f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, seed 0",
-        "photographs": len(judge.images),
+        "photographs": len(judge.photographs),
         "hardware": machine_facts(),
     }
 
@@ -122,9 +101,8 @@ def timed(jobs: dict[str, Job], work: Path, display: Display) -> dict[str, float
     file = work / "seconds.json"
     known = read_json(file) if file.exists() else {}
     if missing := [name for name in jobs if name not in known]:
-        found = seconds_per_step(
-            {name: jobs[name] for name in {BASE: 0, **dict.fromkeys(missing)}}, work / f"timed-{len(known)}", display
-        )
+        together = {name: jobs[name] for name in dict.fromkeys([BASE, *missing])}
+        found = seconds_per_step(together, work / f"timed-{len(known)}", display)
         scale = known.get(BASE, found[BASE]) / found[BASE]  # another sitting may be slower as a whole
         known |= {name: found[name] * scale for name in missing}
         write_json(file, known)
@@ -140,7 +118,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         means = {key: float(np.mean([run[key] for run in runs])) for key in [*formats, "named"] if key in runs[0]}
         cells = [format(means[key], form) if key in means else "" for key, form in formats.items()]
         seeds = len(runs) if "seed" in runs[0] else ""
-        rows.append([f"{name}", str(seeds), *cells, f"{means['named']:.0%}"])
+        rows.append([name, str(seeds), *cells, f"{means['named']:.0%}"])
     return markdown(heads, rows)
 
 

@@ -8,34 +8,19 @@ from typing import Any
 import numpy as np
 
 from slimdpm.conditioning import Request
-from slimdpm.data.dataset import Decoder, prepare_images
 from slimdpm.data.folder import Folder
-from slimdpm.data.labels import labels_of
+from slimdpm.demo.judge import Photographs
 from slimdpm.metrics.classifier import Classifier
-from slimdpm.metrics.collect import Generated, Given, collect
+from slimdpm.metrics.collect import Generated, collect
 from slimdpm.metrics.distances import kernel_distance, kernel_means
 from slimdpm.metrics.extractors import load_extractor
 from slimdpm.system.packaged import ASSETS
 from slimdpm.system.progress import Display
 
 CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
-SIZE, EACH = 32, 30  # pixels, samples of each class
+EACH = 30  # samples of a class
 SCHEDULER, STEPS = "dpm++", 25
 SAMPLES = f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, seed 0"
-
-
-class Photographs:
-    """A part of the photographs with its features, in the order of `labels`."""
-
-    def __init__(self, folder: Path, work: Path, extractor: Any, display: Display):
-        source = Folder(folder)
-        labels = labels_of(source)
-        assert labels is not None
-        self.labels = labels.numbers
-        images = prepare_images(source, Decoder(SIZE))
-        self.images = np.stack([images.square(i) for i in range(len(source))])
-        given = Given(folder.name, images)
-        self.features = collect(given, work, extractor, display).features()[np.argsort(given.order)]
 
 
 class Judge:
@@ -52,7 +37,7 @@ class Judge:
         self.extractor = load_extractor("efficientnet-lite0")
         self.classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
         self.parts = {
-            name: Photographs(photographs / name, work, self.extractor, display)
+            name: Photographs(name, Folder(photographs / name), work, self.extractor, display)
             for name in (*more, "validation", "test")
         }
         unseen = [self.parts["validation"], self.parts["test"]]

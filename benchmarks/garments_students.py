@@ -26,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from slimdpm.demo.students import demo_recipe, lasting, lite_recipe, seconds_per_step
-from slimdpm.method.cost import measure
+from slimdpm.method.cost import measure_model
 from slimdpm.method.latency import brief_latencies
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -108,11 +108,10 @@ def measured(photographs: Path, work: Path, display: Display) -> dict[str, Any]:
     display.say("measuring milliseconds")
     seconds = brief_latencies({name: pipeline.unet for name, pipeline in pipelines.items()}, seconds=10)
     networks: dict[str, Any] = {}
-    shown = {"photographs": _photographs(judge)}
+    shown = {"photographs": judge.parts["test"].shown(ROWS)}
     for name, pipeline in pipelines.items():
-        config = dict(pipeline.unet.config) | {"_class_name": type(pipeline.unet).__name__}
         networks[name] = {
-            "cost": vars(measure(config)),
+            "cost": vars(measure_model(pipeline.unet)),
             "milliseconds": 1000 * seconds[name],
             "training": None if name == "teacher" else _training(work / name),
             "guidance": {},
@@ -128,17 +127,10 @@ def measured(photographs: Path, work: Path, display: Display) -> dict[str, Any]:
     return {
         "hardware": machine_facts(),
         "samples": SAMPLES,
-        "photographs": {name: len(part.images) for name, part in judge.parts.items()},
+        "photographs": {name: len(part) for name, part in judge.parts.items()},
         "photographs named": judge.named,
         "networks": networks,
     }
-
-
-def _photographs(judge: Judge) -> np.ndarray:
-    """The first test photographs of each class, as rows of samples are."""
-    part = judge.parts["test"]
-    of_class = [part.images[part.labels == number][:ROWS] for number in range(len(CLASSES))]
-    return np.stack(of_class, axis=1).reshape(-1, *part.images.shape[1:])
 
 
 def _training(run: Path) -> dict[str, Any]:

@@ -24,10 +24,11 @@ import torch
 from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers import DDPMScheduler
-from garments import CLASSES, SAMPLES, Judge, Photographs
+from garments import CLASSES, SAMPLES, Judge
 from rich.console import Console
 
-from slimdpm.method.cost import measure
+from slimdpm.demo.judge import Photographs
+from slimdpm.method.cost import measure_model
 from slimdpm.method.networks import build
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
@@ -62,10 +63,10 @@ def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[st
     pipeline = load_pipeline(run)
     found: dict[str, Any] = {
         "hardware": machine_facts(),
-        "cost": vars(measure(dict(pipeline.unet.config) | {"_class_name": type(pipeline.unet).__name__})),
+        "cost": vars(measure_model(pipeline.unet)),
         "training": _training(run),
         "samples": SAMPLES,
-        "photographs": {name: len(part.images) for name, part in judge.parts.items()},
+        "photographs": {name: len(part) for name, part in judge.parts.items()},
         "photographs named": judge.named,
         "guidance": {},
     }

@@ -73,9 +73,8 @@ def test_all_students_have_the_same_macs_start_and_weighting():
 
 
 def test_the_demo_compares_its_networks_and_reports(tmp_path, brief):
-    write_json(
-        tmp_path / "seconds.json", {"lite": 1.0, "plain": 0.75, "spectral": 1.5}
-    )  # as another machine might have it
+    seconds = {"lite": 1.0, "plain": 0.75, "spectral": 1.5}  # as another machine might have them
+    write_json(tmp_path / "seconds.json", seconds)
     with drawn():
         entries = run_demo(tmp_path, steps=2)
     assert [e.name for e in entries] == ["teacher", "lite", "plain", "spectral"]

@@ -81,7 +81,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
 
 
 def _figures(entry: Entry, verdict: Verdict) -> dict[str, Any]:
-    """What was measured of a network; errors are means over the noise levels."""
+    """What was measured of a network."""
     last = entry.curve[-1] if entry.curve else None
     return {
         "params": entry.cost.params,
@@ -89,18 +89,14 @@ def _figures(entry: Entry, verdict: Verdict) -> dict[str, Any]:
         "milliseconds": 1000 * entry.seconds,
         "steps": last and last["step"],
         "seconds": last and last["seconds"],
-        "error": float(np.mean(verdict.errors.overall)),
-        "upper half": float(np.mean(verdict.errors.upper)),
-        "kernel distance": verdict.distance,
-        "its standard error": verdict.deviation,
-        "named": verdict.named,
+        **verdict.figures(),
     }
 
 
 def _facts(judge: Judge) -> dict[str, Any]:
     return {
         "samples": f"{EACH} of each class, guidance {GUIDANCE:g}, {SCHEDULER}, {STEPS} steps, seed 0",
-        "photographs to measure with": len(judge.images),
+        "photographs to measure with": len(judge.photographs),
         "hardware": machine_facts(),
     }
 
@@ -133,8 +129,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
 
 def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
     """Photographs above, then a block of all networks for each noise."""
-    columns = len(judge.classes)
-    upper, lower = judge.shown(2).reshape(2, columns, *judge.images.shape[1:])
+    columns = len(judge.photographs.classes)
+    upper, lower = judge.photographs.shown(2).reshape(2, columns, *judge.photographs.images.shape[1:])
     blocks: list[list[tuple[str, str, np.ndarray]]] = [[("photographs", "", upper), ("", "", lower)]]
     for i in range(0, min(ROWS * columns, len(entries[0].samples)), columns):
         blocks.append([(NAMES[e.name], _price(e.cost, e.seconds), e.samples[i : i + columns]) for e in entries])
@@ -143,7 +139,7 @@ def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
         "what three networks do that are many times smaller. Beside the names MACs and milliseconds of a step. Nothing "
         "is chosen among photographs or samples."
     )
-    return Gallery(text, judge.classes, blocks)
+    return Gallery(text, judge.photographs.classes, blocks)
 
 
 def _price(cost: Cost, seconds: float) -> str:
@@ -164,11 +160,11 @@ def _report(
         gallery=gallery,
         tables=[table],
         entries=entries,
-        real=judge.images,
+        real=judge.photographs.images,
         facts={
             "training": f"{told} steps of {recipe.train.batch_size} photographs: as many as take the same seconds",
             "seed": str(recipe.train.seed),
-            "data": f"{len(job.source):,} photographs of garments at 32×32 (CC0), {len(judge.images)} others to "
+            "data": f"{len(job.source):,} photographs of garments at 32×32 (CC0), {len(judge.photographs)} others to "
             "measure with",
             "samples": str(_facts(judge)["samples"]),
             **machine_facts(),
