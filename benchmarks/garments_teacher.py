@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ablation.run import kept_teacher
 from ablation.tables import markdown
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 from garments import CLASSES, SAMPLES, Judge
 from rich.console import Console
 
 from slimdpm.demo.judge import Photographs
 from slimdpm.method.cost import measure_model
-from slimdpm.method.networks import build
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -39,21 +38,34 @@ from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
+CHANNELS, DROPOUT = (32, 64, 128, 128), 0.1
 GUIDANCE = (1.0, 2.0)
 SHOWN = 20  # samples beside their nearest training photographs
 SHOWN_AT = 2.0  # the guidance of these, which is the demo's
 
 
-def begin(folder: Path) -> None:
-    """The ablation's teacher with an embedding of classes, all zeros."""
-    unconditional = load_pipeline(kept_teacher("32"))
-    unet = build({**unconditional.unet.config, "_class_name": "UNet2DModel", "num_class_embeds": len(CLASSES) + 1})
-    unet.load_state_dict(unconditional.unet.state_dict(), strict=False)
-    torch.nn.init.zeros_(unet.class_embedding.weight)
-    scheduler = DDPMScheduler.from_config(unconditional.scheduler.config)
-    names = dict(enumerate(CLASSES))
+def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
+    """An untrained network of the ten classes and one that stands for none."""
+    lower = len(channels) - 2  # levels with attention
+    unet = UNet2DModel(
+        sample_size=32,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2 + ("AttnDownBlock2D",) * lower,
+        up_block_types=("AttnUpBlock2D",) * lower + ("UpBlock2D",) * 2,
+        attention_head_dim=16,
+        norm_num_groups=8,
+        freq_shift=0,
+        dropout=dropout,
+        num_class_embeds=len(CLASSES) + 1,
+    )
     ClassConditionalLDMPipeline(
-        unet=unet, scheduler=scheduler, vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
+        unet=unet,
+        scheduler=DDPMScheduler(prediction_type="v_prediction"),
+        vqvae=None,
+        class_embedder=None,
+        id2label=dict(enumerate(CLASSES)),
+        null_class=len(CLASSES),
     ).save_pretrained(folder)
 
 
@@ -122,14 +134,17 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tasks = parser.add_subparsers(dest="task", required=True)
-    tasks.add_parser("begin").add_argument("folder", type=Path)
+    beginning = tasks.add_parser("begin")
+    beginning.add_argument("folder", type=Path)
+    beginning.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
+    beginning.add_argument("--dropout", type=float, default=DROPOUT)
     measuring = tasks.add_parser("measure")
     measuring.add_argument("run", type=Path)
     measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
     measuring.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
     if options.task == "begin":
-        begin(options.folder)
+        begin(options.folder, options.channels, options.dropout)
         return
     found = judge(options.run, options.photographs, options.work, Display(Console()))
     write_json(RESULTS / "garments_teacher.json", found)

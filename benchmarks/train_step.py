@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peak", type=float, help="the device's TFLOP/s, of which the result says the share")
+    parser.add_argument("--only", nargs="+", choices=TEACHERS, default=list(TEACHERS), help="teachers")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -171,7 +172,7 @@ def main() -> None:
     result: dict[str, Any] = {"hardware": machine_facts(), "batch": options.batch, "group": GROUP, "rounds": ROUNDS}
     result["families"] = {}
     with tempfile.TemporaryDirectory() as work:
-        for family in TEACHERS:
+        for family in options.only:
             steps, job, off = walks(family, device, options.batch, Path(work))
             seconds = step_seconds(steps, device, group=GROUP, rounds=ROUNDS, clock=clock)
             macs = {"teacher": job.plan.teacher_cost.macs, "student": measure(job.plan.config).macs}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from slimdpm.data import stream
 from slimdpm.data.arrays import Arrays
 from slimdpm.data.dataset import Decoder, prepare_images
 from slimdpm.data.images import grid, pixels, square, to_model_range, to_pixels, upright
@@ -239,6 +240,16 @@ def test_random_crops_are_decoded_by_workers_and_do_not_depend_on_them(image_fol
         list(training_loader(TrainingStream(images, flip=True), StreamBatches(4, 0, 6), workers=w)) for w in (0, 2)
     )
     assert all(torch.equal(a["images"], b["images"]) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+def test_for_a_gpu_workers_read_what_is_cached(numbered, monkeypatch):
+    """One process reads 6,000 small images a second, and launches no kernel meanwhile."""
+    asked = []
+    monkeypatch.setattr(stream, "Loader", lambda *args, **options: asked.append(options["num_workers"]) or [])
+    for pin in (False, True):
+        training_loader(TrainingStream(numbered), StreamBatches(4, 0, 6), workers=2, pin=pin)
+    assert asked == [0, 2]
 
 
 def test_pixels_survive_the_way_to_the_model_and_back():

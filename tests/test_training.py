@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from slimdpm.method.distiller import Distiller, TappedStudent
 from slimdpm.method.features import match_features
+from slimdpm.method.forward_process import Process
 from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
@@ -240,6 +241,24 @@ def test_taps_work_in_a_compiled_student():
     student.compile(backend="eager")
     compiled = student(*inputs)
     torch.testing.assert_close(compiled, plain)
+
+
+def test_a_compiled_teacher_says_the_same():
+    """Its features are caught by hooks, which a graph must not lose; its U-Net itself stays as it was."""
+    config = {**TINY, "_class_name": "UNet2DModel"}
+    teacher, pairs = UNet2DModel(**TINY), match_features(config, config)
+    process = Process(torch.linspace(0.99, 0.01, 10), "epsilon")
+    distiller = Distiller(TappedStudent(UNet2DModel(**TINY), pairs), process, teacher=teacher, pairs=pairs)
+    batch = torch.randn(2, 3, 16, 16), torch.tensor([5, 9]), {}
+    plain = distiller.teach(*batch)
+    distiller.compile(backend="eager")
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    for _ in range(2):
+        compiled = distiller.teach(*batch)
+        torch.testing.assert_close(compiled, plain)
+    assert graphs["unique_graphs"] >= 1
+    assert distiller.teacher is teacher
 
 
 def test_the_global_random_state_is_left_alone(tmp_path, teacher_folder, image_folder):

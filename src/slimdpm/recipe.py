@@ -82,7 +82,7 @@ class DataRecipe(Section):
     cache_dtype: Literal["float32", "float16"] = "float32"
     """of latents, embeddings and samples on the disk; or `float16`"""
     workers: int = Field(2, ge=0, le=256)
-    """processes that decode images; for the cache of latents, threads"""
+    """processes that decode images, on a GPU also those that read what is cached; for the cache of latents, threads"""
     held_out: int | None = Field(None, ge=0, le=10**9)
     """images that are kept back from training, drawn by `train.seed`: [the error on them](#good-enough) is measured
     during the run; by default a fiftieth of the images, at most 256 and of fewer than 1,000 none"""

@@ -74,7 +74,7 @@ class TrainRecipe(Section):
     seed: Seed = 0
     """of initial weights, order, noise"""
     compile: bool = False
-    """`torch.compile` the student"""
+    """`torch.compile` student and teacher"""
     gradient_checkpointing: bool = False
     """less memory, more time"""
     checkpoint_every: Count = 1000

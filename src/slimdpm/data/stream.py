@@ -85,8 +85,9 @@ def training_loader(
     """Batches: ``"images"`` ``(B, C, H, W)`` float32 in [−1, 1] or ``"latents"``, ``"conditions"`` a tensor ``(B,)`` or
     a list of B.
 
-    What is cached is read here, other images are decoded by `workers`.
+    `workers` decode the images. What is cached is read here, which is faster than passing it on; a GPU would wait for
+    it, so for one (`pin`) they read that, too.
     """
-    if stream.images.squares is not None or stream.images.latents is not None:
+    if not pin and (stream.images.squares is not None or stream.images.latents is not None):
         workers = 0
     return Loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)

@@ -89,6 +89,7 @@ class Distiller:
         gamma = self.settings.snr_gamma
         self.timestep_weight = min_snr_weight(process.alphas_cumprod, self.kind, gamma) if gamma else None  # (T,)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self._asked: Any = self.teacher
         self.teacher_prediction = teacher_prediction or process.prediction
         self.teacher_taps = FeatureTaps(teacher, [p.teacher.name for p in pairs]) if teacher is not None else None
 
@@ -145,6 +146,15 @@ class Distiller:
         """One of `TERMS`, such as L_spatial and L_freq."""
         return TERMS[name][1](pairs, omega)
 
+    def compile(self, **options: Any) -> None:
+        """Have the teacher compiled for `teach`; who else has its U-Net has it as it was.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        if self.teacher is not None:
+            self._asked = torch.compile(self.teacher, **options)
+
     @property
     def teaches(self) -> bool:
         """Whether a teacher takes part in the losses."""
@@ -163,12 +173,12 @@ class Distiller:
             null: the same for the null condition; with it the output is the guided one, ``null + w (given − null)``
                 with w the settings' `guidance` (arXiv 2207.12598, equation 6; as a target arXiv 2210.03142).
         """
-        assert self.teacher is not None and self.teacher_taps is not None
-        output = self._compared(call(self.teacher, x_t, t, conditions), x_t, t, self.teacher_prediction)
+        assert self.teacher_taps is not None
+        output = self._compared(call(self._asked, x_t, t, conditions), x_t, t, self.teacher_prediction)
         features = self.teacher_taps.take()
         if null is None:
             return Taught(output, features)
-        without = self._compared(call(self.teacher, x_t, t, null), x_t, t, self.teacher_prediction)
+        without = self._compared(call(self._asked, x_t, t, null), x_t, t, self.teacher_prediction)
         self.teacher_taps.take()
         guidance = (self.settings.guidance - 1) * (output - without)
         return Taught(output + guidance, features, guidance)

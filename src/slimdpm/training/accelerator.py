@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
@@ -40,6 +41,8 @@ def make_accelerator(recipe: Recipe, run: RunFolder) -> Accelerator:
         )
     except ValueError as error:
         raise SlimdpmError(f"train.precision {recipe.train.precision}: {str(error).splitlines()[0]}") from None
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as in convolutions by default
     accelerator.gradient_accumulation_steps = split_batch(recipe, accelerator.num_processes)[1]
     return accelerator
 

@@ -101,7 +101,10 @@ class Trainer:
         device, teacher = self.accelerator.device, self.job.teacher
         for module in self.shell.encoders(latents=self.images.latents is not None):
             module.requires_grad_(False).eval().to(device)
-        return self.job.distiller(self.state.student, teacher.unet.to(device) if teacher else None, device, kind)
+        distiller = self.job.distiller(self.state.student, teacher.unet.to(device) if teacher else None, device, kind)
+        if self.settings.compile:
+            distiller.compile()
+        return distiller
 
     def train(
         self,
