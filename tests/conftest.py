@@ -3,6 +3,7 @@
 What takes seconds to import is imported where it is used: the process that hands the tests to others needs none of it.
 """
 
+import gc
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the network would fail, not hang
@@ -18,6 +19,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached for the netw
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported here stays: garbage is sought neither meanwhile nor ever among it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +75,18 @@ def brief_reports():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line():
+    """Typer builds all commands anew for each call, which takes longer than many a call."""
+    import typer
+
+    built = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("typer.main.get_command", built)
+        patched.setattr("typer.testing._get_command", built)
+        yield
+
+
 @pytest.fixture
 def no_figures(brief_reports):
     """As reports are now everywhere."""
@@ -103,7 +127,8 @@ def process_as_it_was():
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        if logger.level != level:  # it empties the caches of all loggers
+            logger.setLevel(level)
     sys.unraisablehook, warnings.filters[:] = hook, filters
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, VQModel
 from helpers import AUTOENCODER, CLASSES, NAMES, TINY, TINY_CONDITION, text_pipeline, tiny_tokenizer, xl_pipeline
 from onnx import numpy_helper
 from PIL import Image
@@ -34,6 +34,11 @@ from slimdpm.pipelines.shell import network_of, shell_of
 
 SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
 SMALL["up_block_types"] = ("UpBlock2D",) * 2
+# What conditions a network is in each of its layers, and an export takes seconds for each: one resolution is enough.
+FLAT = {"sample_size": 8, "block_out_channels": (8,), "mid_block_type": None}
+FLAT |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+FLAT_AUTOENCODER = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",)}
+FLAT_AUTOENCODER |= {"up_block_types": ("UpDecoderBlock2D",)}
 NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
 STEPS = (1, 2, 4, 7, 20, 50)
 
@@ -171,8 +176,7 @@ def test_the_same_seed_makes_the_same_images(saved, exported, tmp_path):
 def test_a_text_pipeline_through_openvino(tmp_path):
     torch.manual_seed(0)
     pipeline = text_pipeline(tmp_path, DDPMScheduler(clip_sample=False))
-    config = {**TINY_CONDITION, "sample_size": 8, "block_out_channels": (8, 8)}
-    pipeline.register_modules(unet=type(pipeline.unet)(**config))
+    pipeline.register_modules(unet=type(pipeline.unet)(**{**TINY_CONDITION, **FLAT}))
     pipeline.save_pretrained(tmp_path / "saved")
     export_pipeline(str(tmp_path / "saved"), tmp_path / "openvino", to="openvino", samplers=Samplers(("dpm++",), (3,)))
     assert {f.name for f in (tmp_path / "openvino").iterdir() if f.is_dir()} == {
@@ -190,8 +194,9 @@ def test_xl_has_two_encoders_sizes_and_a_null_condition_of_zeros(tmp_path):
     pipeline = xl_pipeline(tmp_path)
     padded = tiny_tokenizer(tmp_path)
     padded.pad_token = "b</w>"  # in this XL's two tokenizers differ
-    config = {**pipeline.unet.config, "block_out_channels": (8, 8)}
-    pipeline.register_modules(unet=type(pipeline.unet).from_config(config), tokenizer_2=padded)
+    unet = type(pipeline.unet).from_config({**pipeline.unet.config, **FLAT})
+    vae = AutoencoderKL(**{**AUTOENCODER, **FLAT_AUTOENCODER, "latent_channels": 4})
+    pipeline.register_modules(unet=unet, vae=vae, tokenizer_2=padded)
     pipeline.save_pretrained(tmp_path / "saved")
     export_pipeline(str(tmp_path / "saved"), tmp_path / "onnx", samplers=Samplers(("dpm++",), (3,)))
     saved, made = load_pipeline(tmp_path / "saved"), []

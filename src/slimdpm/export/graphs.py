@@ -32,6 +32,9 @@ from slimdpm.system.sizes import sides
 
 OPSET = 18
 _BATCH = 2  # of the examples: a graph of 1 could be one for 1 alone
+# diffusers' upsampling takes another way from 64 images on: PyTorch, not told so, traces such a network, finds it out,
+# and traces it again. The graph itself knows no limit.
+_LARGEST_BATCH = 63
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def to_onnx(graph: Graph, file: Path) -> None:
     Raises:
         SlimdpmError: for a network that PyTorch cannot export.
     """
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
     with _quiet(), torch.inference_mode():
         try:
             program: Any = torch.onnx.export(
