@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import json
@@ -61,6 +62,7 @@ def warm() -> None:
     import scipy.linalg
     import torch.optim.adamw
     import transformers.models.clip
+    import typer
 
     import slimdpm.analysis.analyze
     import slimdpm.cli.main
@@ -73,6 +75,7 @@ def warm() -> None:
     for family in (diffusers, transformers):
         for name in ("CLIPTextModel", "CLIPTokenizer", "UNet2DModel", "VQModel", "DDIMScheduler", "DDPMPipeline"):
             getattr(family, name, None)
+    typer.main.get_command = functools.cache(typer.main.get_command)  # of all commands, for each call anew
     del matplotlib, onnxruntime, scipy, slimdpm
     from . import kinds
 

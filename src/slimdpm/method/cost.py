@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.method.networks import call, example_inputs, once_per_config, outline
+from slimdpm.method.networks import ShapesAlone, call, example_inputs, once_per_config, outline
 from slimdpm.system import amounts
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
@@ -77,7 +77,7 @@ def _counted(model: Any, inputs: dict[str, Any]) -> dict[str, dict[str, int]]:
     """The FLOPs of a forward pass by layer (with those inside it; all are ``"Global"``) and operation."""
     # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
     complaint = f"the config of this {type(model).__name__} fits no forward pass"
-    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad(), ShapesAlone():
         call(model, inputs.pop("sample"), inputs.pop("timestep"), inputs)
     counts = counter.get_flop_counts()
     return {name: {str(op).rpartition(".")[2]: n for op, n in found.items()} for name, found in counts.items()}

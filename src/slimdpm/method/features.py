@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdpm.method.networks import example_inputs, once_per_config, outline
+from slimdpm.method.networks import ShapesAlone, example_inputs, once_per_config, outline
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 
@@ -82,7 +82,7 @@ def tap_shapes(config: Mapping[str, Any], *, size: Size | None = None) -> list[T
     inputs = example_inputs(config, size=size, device="meta")
     names = block_names(network)
     taps = FeatureTaps(network, names)
-    with torch.no_grad():
+    with torch.no_grad(), ShapesAlone():
         network(**inputs)
     full = inputs["sample"].shape[-2]
     return [

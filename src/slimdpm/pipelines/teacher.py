@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
-from slimdpm.method.networks import call, like, map_inputs, once_per_config, outline, outlines
+from slimdpm.method.networks import ShapesAlone, call, like, map_inputs, once_per_config, outline, outlines
 from slimdpm.pipelines.borrowing import borrowed
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.pipelines.shell import Shell, _supported, network_of, shell_of
@@ -95,7 +95,7 @@ def _try(name: str, network: Any, shell: Shell) -> None:
         config = {**network.config, "_class_name": type(network).__name__}
         _pass(config, sample, map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
     if shell.autoencoder is not None:
-        with blamed(f"the autoencoder of {name} does not work"):
+        with blamed(f"the autoencoder of {name} does not work"), ShapesAlone():
             with outlines():
                 trial = replace(shell, autoencoder=like(shell.autoencoder))
             images = torch.empty(1, shell.image_channels, *sides(shell.image_size), device="meta")
@@ -108,4 +108,5 @@ def _try(name: str, network: Any, shell: Shell) -> None:
 @once_per_config
 def _pass(config: Mapping[str, Any], sample: torch.Tensor, inputs: dict[str, Any]) -> None:
     """A forward pass of a network of this config for two inputs on the meta device; raises whatever it raises."""
-    call(outline(config), sample, torch.zeros(2, device="meta"), inputs)
+    with ShapesAlone():
+        call(outline(config), sample, torch.zeros(2, device="meta"), inputs)
