@@ -30,18 +30,26 @@ class Judge:
         photographs: the folder with these and ``train/``.
         work: where features and samples are kept.
         more: parts that are wanted besides, ``"train"``.
+        unseen: the parts to judge by; choices are made on ``validation/`` alone.
     """
 
-    def __init__(self, photographs: Path, work: Path, display: Display, more: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        photographs: Path,
+        work: Path,
+        display: Display,
+        more: tuple[str, ...] = (),
+        unseen: tuple[str, ...] = ("validation", "test"),
+    ):
         self.work, self.display = work, display
         self.extractor = load_extractor("efficientnet-lite0")
         self.classifier = Classifier.load(ASSETS / "garments/classifier.safetensors")
         self.parts = {
             name: Photographs(name, Folder(photographs / name), work, self.extractor, display)
-            for name in (*more, "validation", "test")
+            for name in (*more, *unseen)
         }
-        unseen = [self.parts["validation"], self.parts["test"]]
-        self.real, self.labels = (np.concatenate([getattr(p, what) for p in unseen]) for what in ("features", "labels"))
+        judges = [self.parts[name] for name in unseen]
+        self.real, self.labels = (np.concatenate([getattr(p, what) for p in judges]) for what in ("features", "labels"))
         self.within = kernel_means(self.real)
 
     @property

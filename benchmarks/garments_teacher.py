@@ -40,6 +40,7 @@ from slimdpm.system.progress import Display
 RESULTS = Path(__file__).parent / "results"
 CHANNELS, DROPOUT = (32, 64, 128, 128), 0.1
 GUIDANCE = (1.0, 2.0)
+CHOICES = (2.0, 3.0)  # guidance of the candidates
 SHOWN = 20  # samples beside their nearest training photographs
 SHOWN_AT = 2.0  # the guidance of these, which is the demo's
 
@@ -91,6 +92,25 @@ def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[st
     return found
 
 
+def choose(runs: Sequence[Path], photographs: Path, work: Path, display: Display) -> dict[str, Any]:
+    """Of several runs the one whose guided samples are nearest to the photographs of ``validation/``."""
+    judge = Judge(photographs, work, display, unseen=("validation",))
+    found: dict[str, Any] = {"hardware": machine_facts(), "samples": SAMPLES, "photographs": len(judge.real)}
+    found["candidates"] = {}
+    for run in runs:
+        pipeline = load_pipeline(run)
+        config = pipeline.unet.config
+        found["candidates"][run.name] = {
+            "channels": list(config.block_out_channels),
+            "dropout": config.dropout,
+            "cost": vars(measure_model(pipeline.unet)),
+            "training": _training(run),
+            "guidance": {f"{scale:g}": judge.verdict(judge.samples(run.name, pipeline, scale)[1]) for scale in CHOICES},
+        }
+        write_json(RESULTS / "garments_teacher_choices.json", found)
+    return found
+
+
 def _training(run: Path) -> dict[str, Any]:
     recipe, log = RunFolder(run).recipe(), RunFolder(run).metrics()
     images = log[-1]["step"] * recipe.train.batch_size
@@ -131,6 +151,14 @@ def table(found: dict[str, Any]) -> str:
     return markdown(["guidance", "kernel distance", "class named", "nearest photograph: trained on / never seen"], rows)
 
 
+def choices_table(found: dict[str, Any]) -> str:
+    rows = []
+    for name, one in found["candidates"].items():
+        verdicts = [f"{v['kernel distance']:.3f} / {v['named']:.1%}" for v in one["guidance"].values()]
+        rows.append([name, f"{one['training']['steps']:,}", f"{one['training']['seconds']:.0f}", *verdicts])
+    return markdown(["candidate", "steps", "seconds", *(f"guidance {scale:g}" for scale in CHOICES)], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tasks = parser.add_subparsers(dest="task", required=True)
@@ -142,7 +170,15 @@ def main() -> None:
     measuring.add_argument("run", type=Path)
     measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
     measuring.add_argument("--work", type=Path, required=True)
+    choosing = tasks.add_parser("choose", help="of several runs")
+    choosing.add_argument("runs", type=Path, nargs="+")
+    choosing.add_argument("photographs", type=Path)
+    choosing.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
+    if options.task == "choose":
+        found = choose(options.runs, options.photographs, options.work, Display(Console()))
+        print(choices_table(found))
+        return
     if options.task == "begin":
         begin(options.folder, options.channels, options.dropout)
         return

@@ -53,6 +53,7 @@ def pack_pipeline(source: Path, target: Path) -> None:
     """The pipeline of a run with its U-Net in half precision, without the paths that it came from."""
     pipeline = load_pipeline(source)
     pipeline.unet.to(torch.float16)
+    pipeline.unet.register_to_config(dropout=0.0)  # was for its training; its students do not take it over
     shutil.rmtree(target, ignore_errors=True)
     with atomic_folder(target) as temporary:
         pipeline.save_pretrained(temporary)
