@@ -1,6 +1,6 @@
 """What plain diffusers makes of saved students: run by itself it cannot import slimdpm.
 
-python tests/plain_diffusers.py FOLDER OUTPUT.npz    # of plain students, see test_plain.py
+python tests/plain_diffusers.py FOLDER OUTPUT.npz    # of plain students, see test_plain.py for a quicker way
 python tests/plain_diffusers.py FOLDER OUTPUT.npz --trust    # of folders that bring their code, see test_other_tools.py
 """
 
@@ -63,15 +63,19 @@ class Blocked:
             raise ModuleNotFoundError(f"{name} is not to be had here")
 
 
-if __name__ == "__main__":
+def main(folder: Path, output: Path, *, trust: bool = False) -> None:
+    """Write what is made of a folder's students."""
     sys.meta_path.insert(0, Blocked())
     torch.set_num_threads(1)
     from diffusers import DiffusionPipeline
 
-    folder = Path(sys.argv[1])
-    if sys.argv[3:] == ["--trust"]:
+    if trust:
         trusting = partial(DiffusionPipeline.from_pretrained, trust_remote_code=True)
         made = samples(folder, trusting, WITH_CODE)
     else:
         made = samples(folder, DiffusionPipeline.from_pretrained) | tools(folder)
-    np.savez(sys.argv[2], **made)
+    np.savez(output, **made)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), trust=sys.argv[3:] == ["--trust"])

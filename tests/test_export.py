@@ -33,14 +33,14 @@ from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler
 from slimdpm.pipelines.shell import network_of, shell_of
 
 SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
-SMALL["up_block_types"] = ("UpBlock2D",) * 2
+SMALL |= {"up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
 # What conditions a network is in each of its layers, and an export takes seconds for each: one resolution is enough.
 FLAT = {"sample_size": 8, "block_out_channels": (8,), "mid_block_type": None}
 FLAT |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
 FLAT_AUTOENCODER = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",)}
 FLAT_AUTOENCODER |= {"up_block_types": ("UpDecoderBlock2D",)}
 NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
-STEPS = (1, 2, 4, 7, 20, 50)
+STEPS = (1, 2, 4, 7, 20)
 
 
 def network(prediction):
@@ -80,7 +80,8 @@ def trajectory(scheduler, network, steps, noisy):
 def test_the_table_goes_diffusers_way(name, prediction, clip):
     cls, options = SCHEDULERS[name]
     config, tried = DDPMScheduler(prediction_type=prediction, clip_sample=clip).config, 0
-    for steps in (*STEPS, *([1000] if name in ("ddim", "euler") and not clip else [])):
+    long = () if clip or prediction != "epsilon" else (50, 1000) if name in ("ddim", "euler") else (50,)
+    for steps in (*STEPS, *long):
         scheduler = getattr(diffusers, cls).from_config(config, **options)
         try:
             wanted, largest = trajectory(scheduler, network(prediction), steps, noisy=name in NOISY)
@@ -99,7 +100,7 @@ def test_the_table_goes_diffusers_way(name, prediction, clip):
         magnified = 5 if steps == 1 or (name, steps) == ("heun", 2) else 1
         assert np.abs(made - wanted).max() <= magnified * 1e-5 * largest, (steps, table["memory"])
         tried += 1
-    assert tried >= 4 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
+    assert tried >= len(STEPS) - 2 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
 
 
 def test_what_is_no_table_is_refused_by_name():

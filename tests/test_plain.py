@@ -1,15 +1,15 @@
 """Plain students: distilled without gates, they load where slimdpm is not installed."""
 
 import re
-import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import plain_diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
-from helpers import TINY, class_pipeline, latent_pipeline, text_pipeline
+from helpers import TINY, Forked, class_pipeline, latent_pipeline, text_pipeline
 from safetensors.torch import load_file
 
 from slimdpm import Arrays, load_pipeline, slim
@@ -59,8 +59,16 @@ def test_a_plain_student_is_a_network_of_diffusers_and_its_papers_say_so(student
 def test_plain_diffusers_loads_it_where_slimdpm_cannot_be_imported(students, tmp_path):
     """In a process of its own, in which all that is made of it is made; compared with what is made here."""
     root, _ = students
-    script = plain_diffusers.__file__
-    subprocess.run([sys.executable, script, root, tmp_path / "made.npz"], check=True, capture_output=True)
+
+    def without_slimdpm():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "slimdpm"]:
+            del sys.modules[name]
+        del diffusers.ClassConditionalLDMPipeline  # all that slimdpm adds to diffusers
+        plain_diffusers.main(root, tmp_path / "made.npz")
+        assert not [name for name in sys.modules if name.partition(".")[0] == "slimdpm"]
+
+    done = Forked(without_slimdpm).wait()
+    assert done.code == 0, done.err
     made = np.load(tmp_path / "made.npz")
     ours = plain_diffusers.samples(root, load_pipeline)
     for name, images in ours.items():

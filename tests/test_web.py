@@ -29,8 +29,8 @@ from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.web import runtime, site
 
 PAGE = Path(site.__file__).parent / "page"
-SMALL = {**TINY, "sample_size": 8, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
-SMALL["up_block_types"] = ("UpBlock2D",) * 2
+SMALL = {**TINY, "sample_size": 8, "block_out_channels": (8,), "add_attention": False}
+SMALL |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 
 
 @pytest.fixture(scope="module")
