@@ -197,6 +197,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 def test_a_lying_manifest_is_refused(node, exported):
     manifest = json.loads((exported / "slimdpm.json").read_text())
     program = "print(given.map((m) => { try { R.checkManifest(m); return ''; } catch (e) { return e.message; } }));"
