@@ -39,10 +39,10 @@ from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
 CHANNELS, DROPOUT = (32, 64, 128, 128), 0.1
-GUIDANCE = (1.0, 2.0)
+GUIDANCE = (1.0, 2.0, 3.0)
 CHOICES = (2.0, 3.0)  # guidance of the candidates
 SHOWN = 20  # samples beside their nearest training photographs
-SHOWN_AT = 2.0  # the guidance of these, which is the demo's
+SHOWN_AT = 3.0  # the guidance of these, which is the demo's
 
 
 def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:

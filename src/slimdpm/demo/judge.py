@@ -129,11 +129,12 @@ class Judge:
     def _within(self) -> np.ndarray:
         return kernel_means(self.photographs.features)
 
-    def verdict(self, name: str, pipeline: DiffusionPipeline, guidance: float = GUIDANCE) -> Verdict:
+    def verdict(self, name: str, pipeline: DiffusionPipeline, guidance: float = GUIDANCE, each: int = EACH) -> Verdict:
+        """Of a class as many samples as `each`."""
         errors = self._errors(name, pipeline)
         photographs, classes = self.photographs, self.photographs.classes
         request = Request(classes=classes, guidance=guidance)
-        made = Generated(name, pipeline, EACH * len(classes), STEPS, SCHEDULER, request=request)
+        made = Generated(name, pipeline, each * len(classes), STEPS, SCHEDULER, request=request)
         samples = collect(made, self.folder, self.extractor, self.display)
         features = samples.features()
         distance = kernel_distance(features, photographs.features, within=self._within)
