@@ -10,7 +10,7 @@ from test_image_conditions import editing
 from test_validation import LEVELS
 
 from slimdpm import Request, SlimdpmError, load_pipeline, sample_images
-from slimdpm.conditioning import conditioning_of
+from slimdpm.conditioning import Guidance, conditioning_of
 from slimdpm.data.dataset import Decoder, prepare_images
 from slimdpm.data.folder import Folder
 from slimdpm.data.images import to_model_range
@@ -106,6 +106,17 @@ def test_its_pipeline_needs_no_guidance(trained, class_teacher):
     plain, asked = (sample_images(student, 2, steps=2, request=Request(guidance=g)) for g in (None, 1.0))
     np.testing.assert_array_equal(plain, asked)
     assert shell_of(load_pipeline(class_teacher)).conditioning.scale == 1.5
+
+
+def test_samples_of_different_times_are_guided_each_at_its_own():
+    torch.manual_seed(0)
+    unet, x = class_pipeline().unet.eval(), torch.randn(3, *TINY_SHAPE)
+    process, labels, t = shell_of(class_pipeline()).process, torch.tensor([0, 2, 1]), torch.tensor([900, 100, 5])
+    given, null = ({"class_labels": c} for c in (labels, torch.full_like(labels, NULL)))
+    with torch.no_grad():
+        found = Guidance(given, null, SCALE).predict(unet, x, t)
+        wanted = torch.cat([guided(unet, x[i : i + 1], t[i], labels[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

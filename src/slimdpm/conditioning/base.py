@@ -80,12 +80,13 @@ class Guidance:
 
     def predict(self, network: nn.Module, sample: Tensor, t: Tensor) -> Tensor:
         """The guided prediction, ``(B, C, H, W)``: ``null + scale (given − null)``, or ``null + first_scale
-        (between − null) + scale (given − between)``."""
+        (between − null) + scale (given − between)``; `t` is of all samples, or of each ``(B,)``."""
         if self.null is None or (self.during is not None and not self.during[0] <= t <= self.during[1]):
             return call(network, sample, t, self.given)
         rows = [self.null, *([] if self.between is None else [self.between]), self.given]
         joined = reduce(partial(map_inputs, lambda first, second: torch.cat([first, second])), rows)
-        null, *between, given = call(network, torch.cat([sample] * len(rows)), t, joined).chunk(len(rows))
+        times = t.repeat(len(rows)) if t.ndim else t
+        null, *between, given = call(network, torch.cat([sample] * len(rows)), times, joined).chunk(len(rows))
         for part in between:
             return null + self.first_scale * (part - null) + self.scale * (given - part)
         return null + self.scale * (given - null)
