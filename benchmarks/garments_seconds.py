@@ -53,10 +53,11 @@ def job_of(name: str, work: Path) -> Job:
     """Of ``RATIO-KIND-SEED``."""
     ratio, kind, seed = name.split("-")
     recipe = demo_recipe(int(seed), file=RECIPE)
-    train = {"batch_size": BATCH, "sample_every": 0, "checkpoint_every": 1000, "log_every": 100}
+    train = {"batch_size": BATCH, "warmup": 200, "sample_every": 0, "checkpoint_every": 1000, "log_every": 100}
     changed = {
         "student": recipe.student.model_copy(update={"ratio": float(ratio)}),
         "data": recipe.data.model_copy(update={"workers": 2}),
+        "distill": recipe.distill.model_copy(update={"guidance": 1.0}),
         "train": recipe.train.model_copy(update=train),
     }
     return plan_job(KINDS[kind](recipe.model_copy(update=changed)), folder=work / name)
@@ -65,6 +66,7 @@ def job_of(name: str, work: Path) -> Job:
 def train(work: Path, seconds: float, names: list[str]) -> None:
     """All of them at once, each in a process of its own."""
     seconds_per_step({kind: job_of(f"{RATIO}-{kind}-0", work) for kind in KINDS}, work, Display(Console()))
+    write_json(work / "machine.json", {"seconds of each, alone": seconds, **machine_facts()})
     command = [sys.executable, __file__, "train", "--work", work, "--seconds", str(seconds), "--only"]
     processes = [subprocess.Popen([*command, name]) for name in names]
     if any([process.wait() for process in processes]):  # noqa: C419 -- all of them are waited for
@@ -91,6 +93,7 @@ def measured(work: Path) -> dict[str, Any]:
         "batch size": BATCH,
         "samples": f"{EACH} of each class, {SCHEDULER}, {STEPS} steps, guidance {GUIDANCE:g}, seed 0",
         "photographs": len(judge.photographs),
+        "trained on": read_json(work / "machine.json"),
         "measured on": machine_facts(),
     }
 

@@ -1,14 +1,17 @@
-r"""The demo's teacher of garments: how it begins, and what it is worth.
+r"""The demo's teacher of garments: how it begins, which candidate it is, and what it is worth.
 
     python benchmarks/garments_teacher.py begin runs/garments-begin
-    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \
+    slimdpm train slimdpm:garments -o runs/garments-first --like runs/garments-begin \
         --recipe recipes/garments-teacher.yaml
+    slimdpm train slimdpm:garments -o runs/garments-teacher --like runs/garments-first \
+        --recipe recipes/garments-teacher.yaml --steps 1731 --set student.init=teacher --set train.batch_size=512 \
+        --set train.lr=7e-4 --set train.warmup=100
     python benchmarks/garments_teacher.py measure runs/garments-teacher clothing --work runs/garments-measured
 
-It begins as the ablation's teacher, which knows no classes and has seen 160,000 images: with an embedding of the ten
-classes that adds nothing at first. It is measured on the photographs of ``validation/`` and ``test/``, which nothing is
-trained on: kernel distance, the share of samples whose class a classifier of real photographs names, and whether it
-remembers: how near its samples are to photographs that it was trained on, beside as many that it has never seen. Saves
+``choose`` sets several runs beside each other, on the photographs of ``validation/`` alone; saves
+garments_teacher_choices.json. ``measure`` takes those of ``validation/`` and ``test/``, which nothing is trained on:
+kernel distance, the share of samples whose class a classifier of real photographs names, and whether it remembers: how
+near its samples are to photographs that it was trained on, beside as many that it has never seen. Saves
 garments_teacher.json, and garments_teacher.png with the nearest training photographs of twenty samples.
 """
 
@@ -38,7 +41,7 @@ from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
-CHANNELS, DROPOUT = (32, 64, 128, 128), 0.1
+CHANNELS, DROPOUT = (32, 64, 128), 0.1
 GUIDANCE = (1.0, 2.0, 3.0)
 CHOICES = (2.0, 3.0)  # guidance of the candidates
 SHOWN = 20  # samples beside their nearest training photographs
@@ -62,7 +65,7 @@ def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
     )
     ClassConditionalLDMPipeline(
         unet=unet,
-        scheduler=DDPMScheduler(prediction_type="v_prediction"),
+        scheduler=DDPMScheduler(),
         vqvae=None,
         class_embedder=None,
         id2label=dict(enumerate(CLASSES)),

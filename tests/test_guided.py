@@ -111,7 +111,7 @@ def test_its_pipeline_needs_no_guidance(trained, class_teacher):
 def test_samples_of_different_times_are_guided_each_at_its_own():
     torch.manual_seed(0)
     unet, x = class_pipeline().unet.eval(), torch.randn(3, *TINY_SHAPE)
-    process, labels, t = shell_of(class_pipeline()).process, torch.tensor([0, 2, 1]), torch.tensor([900, 100, 5])
+    labels, t = torch.tensor([0, 2, 1]), torch.tensor([900, 100, 5])
     given, null = ({"class_labels": c} for c in (labels, torch.full_like(labels, NULL)))
     with torch.no_grad():
         found = Guidance(given, null, SCALE).predict(unet, x, t)
