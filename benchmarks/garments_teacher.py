@@ -36,14 +36,15 @@ from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
 from slimdpm.run_folder import RunFolder
+from slimdpm.system.documents import read_json
 from slimdpm.system.files import atomic_file, write_json
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
+CHOICES = RESULTS / "garments_teacher_choices.json"
 CHANNELS, DROPOUT = (32, 64, 128), 0.1
 GUIDANCE = (1.0, 2.0, 3.0)
-CHOICES = (2.0, 3.0)  # guidance of the candidates
 SHOWN = 20  # samples beside their nearest training photographs
 SHOWN_AT = 3.0  # the guidance of these, which is the demo's
 
@@ -95,11 +96,13 @@ def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[st
     return found
 
 
-def choose(runs: Sequence[Path], photographs: Path, work: Path, display: Display) -> dict[str, Any]:
-    """Of several runs the one whose guided samples are nearest to the photographs of ``validation/``."""
+def choose(
+    runs: Sequence[Path], scales: Sequence[float], photographs: Path, work: Path, display: Display
+) -> dict[str, Any]:
+    """How near guided samples of several runs are to the photographs of ``validation/``; adds to earlier results."""
     judge = Judge(photographs, work, display, unseen=("validation",))
     found: dict[str, Any] = {"hardware": machine_facts(), "samples": SAMPLES, "photographs": len(judge.real)}
-    found["candidates"] = {}
+    found["candidates"] = read_json(CHOICES)["candidates"] if CHOICES.exists() else {}
     for run in runs:
         pipeline = load_pipeline(run)
         config = pipeline.unet.config
@@ -108,9 +111,9 @@ def choose(runs: Sequence[Path], photographs: Path, work: Path, display: Display
             "dropout": config.dropout,
             "cost": vars(measure_model(pipeline.unet)),
             "training": _training(run),
-            "guidance": {f"{scale:g}": judge.verdict(judge.samples(run.name, pipeline, scale)[1]) for scale in CHOICES},
+            "guidance": {f"{scale:g}": judge.verdict(judge.samples(run.name, pipeline, scale)[1]) for scale in scales},
         }
-        write_json(RESULTS / "garments_teacher_choices.json", found)
+        write_json(CHOICES, found)
     return found
 
 
@@ -157,9 +160,9 @@ def table(found: dict[str, Any]) -> str:
 def choices_table(found: dict[str, Any]) -> str:
     rows = []
     for name, one in found["candidates"].items():
-        verdicts = [f"{v['kernel distance']:.3f} / {v['named']:.1%}" for v in one["guidance"].values()]
-        rows.append([name, f"{one['training']['steps']:,}", f"{one['training']['seconds']:.0f}", *verdicts])
-    return markdown(["candidate", "steps", "seconds", *(f"guidance {scale:g}" for scale in CHOICES)], rows)
+        told = [f"{scale}: {v['kernel distance']:.3f}, {v['named']:.1%}" for scale, v in one["guidance"].items()]
+        rows.append([name, f"{one['training']['steps']:,}", f"{one['training']['seconds']:.0f}", "; ".join(told)])
+    return markdown(["candidate", "steps", "seconds", "guidance: kernel distance, class named"], rows)
 
 
 def main() -> None:
@@ -176,10 +179,11 @@ def main() -> None:
     choosing = tasks.add_parser("choose", help="of several runs")
     choosing.add_argument("runs", type=Path, nargs="+")
     choosing.add_argument("photographs", type=Path)
+    choosing.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0])
     choosing.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
     if options.task == "choose":
-        found = choose(options.runs, options.photographs, options.work, Display(Console()))
+        found = choose(options.runs, options.guidance, options.photographs, options.work, Display(Console()))
         print(choices_table(found))
         return
     if options.task == "begin":
