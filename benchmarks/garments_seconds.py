@@ -38,6 +38,7 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
 RESULTS = Path(__file__).parent / "results/garments_seconds.json"
+TEACHER = "garments-teacher-long"
 BATCH = 128
 SEEDS = (0, 1, 2)
 RATIO = 12
@@ -53,13 +54,13 @@ def job_of(name: str, work: Path) -> Job:
     """Of ``RATIO-KIND-SEED``."""
     ratio, kind, seed = name.split("-")
     recipe = demo_recipe(int(seed), file=RECIPE)
-    train = {"batch_size": BATCH, "warmup": 200, "sample_every": 0, "checkpoint_every": 1000, "log_every": 100}
+    train = {"batch_size": BATCH, "sample_every": 0, "checkpoint_every": 1000, "log_every": 100}
     changed = {
         "student": recipe.student.model_copy(update={"ratio": float(ratio)}),
         "data": recipe.data.model_copy(update={"workers": 2}),
-        "distill": recipe.distill.model_copy(update={"guidance": 1.0}),
         "train": recipe.train.model_copy(update=train),
     }
+    changed["teacher"] = f"slimdpm:{TEACHER}"
     return plan_job(KINDS[kind](recipe.model_copy(update=changed)), folder=work / name)
 
 
@@ -81,7 +82,7 @@ def train_one(name: str, work: Path, seconds: float) -> None:
 def measured(work: Path) -> dict[str, Any]:
     display = Display(Console())
     judge = Judge(work / "measured", display)
-    networks = {"teacher": ASSETS / "garments-teacher", **{name: work / name for name in NAMES}}
+    networks = {"teacher": ASSETS / TEACHER, **{name: work / name for name in NAMES}}
     found: dict[str, Any] = {}
     for name, folder in networks.items():
         figures = judge.verdict(name, load_pipeline(folder), GUIDANCE, EACH).figures()

@@ -1,18 +1,27 @@
-r"""The demo's teacher of garments: how it begins, which candidate it is, and what it is worth.
+r"""The teachers of garments: how they begin, and what they are worth.
+
+The demo's, ``slimdpm:garments-teacher``:
 
     python benchmarks/garments_teacher.py begin runs/garments-begin
-    slimdpm train slimdpm:garments -o runs/garments-first --like runs/garments-begin \
+    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \
         --recipe recipes/garments-teacher.yaml
-    slimdpm train slimdpm:garments -o runs/garments-teacher --like runs/garments-first \
-        --recipe recipes/garments-teacher.yaml --steps 1731 --set student.init=teacher --set train.batch_size=512 \
-        --set train.lr=7e-4 --set train.warmup=100
     python benchmarks/garments_teacher.py measure runs/garments-teacher clothing --work runs/garments-measured
 
-``choose`` sets several runs beside each other, on the photographs of ``validation/`` alone; saves
-garments_teacher_choices.json. ``measure`` takes those of ``validation/`` and ``test/``, which nothing is trained on:
-kernel distance, the share of samples whose class a classifier of real photographs names, and whether it remembers: how
-near its samples are to photographs that it was trained on, beside as many that it has never seen. Saves
-garments_teacher.json, and garments_teacher.png with the nearest training photographs of twenty samples.
+It begins as the ablation's teacher, which knows no classes and has seen 160,000 images: with an embedding of the ten
+classes that adds nothing at first. The better one, ``slimdpm:garments-teacher-long``, begins untrained and takes a GPU:
+
+    python benchmarks/garments_teacher.py begin-long runs/long-begin
+    slimdpm train slimdpm:garments -o runs/long-first --like runs/long-begin --recipe recipes/garments-teacher-long.yaml
+    slimdpm train slimdpm:garments -o runs/long --like runs/long-first --recipe recipes/garments-teacher-long.yaml \
+        --steps 1731 --set student.init=teacher --set train.batch_size=512 --set train.lr=7e-4 --set train.warmup=100
+    python benchmarks/garments_teacher.py measure runs/long clothing --work runs/long-measured \
+        --name garments_teacher_long --guidance 1 2 3
+
+Measured on the photographs of ``validation/`` and ``test/``, which nothing is trained on: kernel distance, the share of
+samples whose class a classifier of real photographs names, and whether a teacher remembers: how near its samples are to
+photographs that it was trained on, beside as many that it has never seen. Saves garments_teacher.json, and
+garments_teacher.png with the nearest training photographs of twenty samples. ``choose`` sets several runs beside each
+other, on the photographs of ``validation/`` alone.
 """
 
 from __future__ import annotations
@@ -25,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers import DDPMScheduler, UNet2DModel
 from garments import CLASSES, SAMPLES, Judge
@@ -32,6 +42,7 @@ from rich.console import Console
 
 from slimdpm.demo.judge import Photographs
 from slimdpm.method.cost import measure_model
+from slimdpm.method.networks import build
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -42,15 +53,22 @@ from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 
 RESULTS = Path(__file__).parent / "results"
-CHOICES = RESULTS / "garments_teacher_choices.json"
+CHOICES = RESULTS / "garments_teacher_long_choices.json"
 CHANNELS, DROPOUT = (32, 64, 128), 0.1
-GUIDANCE = (1.0, 2.0, 3.0)
-SHOWN = 20  # samples beside their nearest training photographs
-SHOWN_AT = 3.0  # the guidance of these, which is the demo's
+SHOWN = 20  # samples beside their nearest training photographs, of the highest guidance
 
 
-def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
-    """An untrained network of the ten classes and one that stands for none."""
+def begin(folder: Path) -> None:
+    """The ablation's teacher with an embedding of classes, all zeros."""
+    unconditional = load_pipeline(kept_teacher("32"))
+    unet = build({**unconditional.unet.config, "_class_name": "UNet2DModel", "num_class_embeds": len(CLASSES) + 1})
+    unet.load_state_dict(unconditional.unet.state_dict(), strict=False)
+    torch.nn.init.zeros_(unet.class_embedding.weight)
+    _save(unet, DDPMScheduler.from_config(unconditional.scheduler.config), folder)
+
+
+def begin_long(folder: Path, channels: Sequence[int], dropout: float) -> None:
+    """An untrained network."""
     lower = len(channels) - 2  # levels with attention
     unet = UNet2DModel(
         sample_size=32,
@@ -64,17 +82,20 @@ def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
         dropout=dropout,
         num_class_embeds=len(CLASSES) + 1,
     )
+    _save(unet, DDPMScheduler(), folder)
+
+
+def _save(unet: Any, scheduler: DDPMScheduler, folder: Path) -> None:
+    """With the ten classes, and one that stands for none."""
+    names = dict(enumerate(CLASSES))
     ClassConditionalLDMPipeline(
-        unet=unet,
-        scheduler=DDPMScheduler(),
-        vqvae=None,
-        class_embedder=None,
-        id2label=dict(enumerate(CLASSES)),
-        null_class=len(CLASSES),
+        unet=unet, scheduler=scheduler, vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
     ).save_pretrained(folder)
 
 
-def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[str, Any]:
+def judge(
+    run: Path, scales: Sequence[float], photographs: Path, work: Path, picture: Path, display: Display
+) -> dict[str, Any]:
     """All figures; the picture is drawn besides."""
     judge = Judge(photographs, work, display, ("train",))
     pipeline = load_pipeline(run)
@@ -87,12 +108,11 @@ def judge(run: Path, photographs: Path, work: Path, display: Display) -> dict[st
         "photographs named": judge.named,
         "guidance": {},
     }
-    for scale in GUIDANCE:
+    for scale in scales:
         images, features = judge.samples("samples", pipeline, scale)
         near = _nearest(features, judge.parts["train"].features, judge.real)
         found["guidance"][f"{scale:g}"] = judge.verdict(features) | {"distance to the nearest photograph": near}
-        if scale == SHOWN_AT:
-            _draw(images[:SHOWN], features[:SHOWN], judge.parts["train"])
+    _draw(images[:SHOWN], features[:SHOWN], judge.parts["train"], picture)
     return found
 
 
@@ -134,13 +154,13 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return torch.cdist(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
-def _draw(images: np.ndarray, features: np.ndarray, trained: Photographs) -> None:
+def _draw(images: np.ndarray, features: np.ndarray, trained: Photographs, picture: Path) -> None:
     near = trained.images[_distances(features, trained.features).argmin(axis=1)]
     count = len(CLASSES)
     blocks = [
         [("sample", images[i : i + count]), ("nearest", near[i : i + count])] for i in range(0, len(images), count)
     ]
-    with atomic_file(RESULTS / "garments_teacher.png") as temporary:
+    with atomic_file(picture) as temporary:
         gallery_figure(CLASSES, blocks).savefig(temporary, format="png")
 
 
@@ -168,7 +188,8 @@ def choices_table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tasks = parser.add_subparsers(dest="task", required=True)
-    beginning = tasks.add_parser("begin")
+    tasks.add_parser("begin").add_argument("folder", type=Path)
+    beginning = tasks.add_parser("begin-long")
     beginning.add_argument("folder", type=Path)
     beginning.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
     beginning.add_argument("--dropout", type=float, default=DROPOUT)
@@ -176,6 +197,8 @@ def main() -> None:
     measuring.add_argument("run", type=Path)
     measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
     measuring.add_argument("--work", type=Path, required=True)
+    measuring.add_argument("--name", default="garments_teacher", help="of the results")
+    measuring.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     choosing = tasks.add_parser("choose", help="of several runs")
     choosing.add_argument("runs", type=Path, nargs="+")
     choosing.add_argument("photographs", type=Path)
@@ -187,10 +210,15 @@ def main() -> None:
         print(choices_table(found))
         return
     if options.task == "begin":
-        begin(options.folder, options.channels, options.dropout)
+        begin(options.folder)
         return
-    found = judge(options.run, options.photographs, options.work, Display(Console()))
-    write_json(RESULTS / "garments_teacher.json", found)
+    if options.task == "begin-long":
+        begin_long(options.folder, options.channels, options.dropout)
+        return
+    result = RESULTS / f"{options.name}.json"
+    picture = result.with_suffix(".png")
+    found = judge(options.run, options.guidance, options.photographs, options.work, picture, Display(Console()))
+    write_json(result, found)
     print(table(found))
     print(json.dumps(found["training"]), f"photographs named: {found['photographs named']:.1%}")
 

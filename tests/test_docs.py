@@ -12,6 +12,7 @@ import demo_choices
 import equal_seconds
 import export_bits
 import exported
+import garments_guided
 import garments_seconds
 import garments_students
 import numpy as np
@@ -223,7 +224,7 @@ def test_findings_at_equal_seconds_are_those_measured():
 
 def test_the_students_of_garments_are_worth_what_was_measured():
     findings = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
-    for benchmark in (garments_students, garments_seconds):
+    for benchmark in (garments_students, garments_seconds, garments_guided):
         results = json.loads((ROOT / f"benchmarks/results/{benchmark.__name__}.json").read_text())
         assert benchmark.table(results) in findings
 

@@ -31,7 +31,7 @@ SIZE = 32  # pixels
 EACH = 12  # samples of a class
 STEPS = 20
 SCHEDULER = "dpm++"
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,14 @@ class Judge:
     def _within(self) -> np.ndarray:
         return kernel_means(self.photographs.features)
 
-    def verdict(self, name: str, pipeline: DiffusionPipeline, guidance: float = GUIDANCE, each: int = EACH) -> Verdict:
-        """Of a class as many samples as `each`."""
+    def verdict(
+        self, name: str, pipeline: DiffusionPipeline, guidance: float = GUIDANCE, each: int | None = None
+    ) -> Verdict:
+        """Of a class as many samples as `each`, by default `EACH`."""
         errors = self._errors(name, pipeline)
         photographs, classes = self.photographs, self.photographs.classes
         request = Request(classes=classes, guidance=guidance)
-        made = Generated(name, pipeline, each * len(classes), STEPS, SCHEDULER, request=request)
+        made = Generated(name, pipeline, (each or EACH) * len(classes), STEPS, SCHEDULER, request=request)
         samples = collect(made, self.folder, self.extractor, self.display)
         features = samples.features()
         distance = kernel_distance(features, photographs.features, within=self._within)
