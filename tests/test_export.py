@@ -40,7 +40,7 @@ FLAT |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("Cros
 FLAT_AUTOENCODER = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",)}
 FLAT_AUTOENCODER |= {"up_block_types": ("UpDecoderBlock2D",)}
 NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
-STEPS = (1, 2, 4, 7, 20)
+STEPS = (1, 2, 4, 7, 20, 50)
 
 
 def network(prediction):
@@ -80,8 +80,7 @@ def trajectory(scheduler, network, steps, noisy):
 def test_the_table_goes_diffusers_way(name, prediction, clip):
     cls, options = SCHEDULERS[name]
     config, tried = DDPMScheduler(prediction_type=prediction, clip_sample=clip).config, 0
-    long = () if clip or prediction != "epsilon" else (50, 1000) if name in ("ddim", "euler") else (50,)
-    for steps in (*STEPS, *long):
+    for steps in (*STEPS, *([1000] if name in ("ddim", "euler") and not clip else [])):
         scheduler = getattr(diffusers, cls).from_config(config, **options)
         try:
             wanted, largest = trajectory(scheduler, network(prediction), steps, noisy=name in NOISY)
@@ -100,7 +99,7 @@ def test_the_table_goes_diffusers_way(name, prediction, clip):
         magnified = 5 if steps == 1 or (name, steps) == ("heun", 2) else 1
         assert np.abs(made - wanted).max() <= magnified * 1e-5 * largest, (steps, table["memory"])
         tried += 1
-    assert tried >= len(STEPS) - 2 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
+    assert tried >= 4 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
 
 
 def test_what_is_no_table_is_refused_by_name():

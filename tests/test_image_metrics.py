@@ -48,7 +48,7 @@ def compressed(images, quality):
 
 
 def measure(images, reference):
-    draws = draw(len(images), len(reference), replicates=100)
+    draws = draw(len(images), len(reference), replicates=200)
     result = spectral_metrics(spectra([images]), spectra([reference]), draws)
     return result | sliced_wasserstein(patches([images]), patches([reference]), draws)
 
