@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from ablation.tables import markdown
-from garments_seconds import EACH, GUIDANCE, MEASURES
+from garments import EACH
+from garments_seconds import GUIDANCE, MEASURES, steps_of
 from rich.console import Console
 
 from slimdpm.demo.judge import SCHEDULER, STEPS, Judge
 from slimdpm.demo.students import demo_recipe, lasting, lite_recipe, seconds_per_step
 from slimdpm.pipelines.loading import load_pipeline
-from slimdpm.run_folder import RunFolder
 from slimdpm.system.documents import read_json
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
@@ -60,7 +60,7 @@ def measured(work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for title, (name, scale) in ROWS.items():
         figures = judge.verdict(title, load_pipeline(work / name), scale, EACH).figures()
-        found[title] = {"steps": RunFolder(work / name).metrics()[-1]["step"], **figures}
+        found[title] = {"steps": steps_of(work / name), **figures}
     return {
         "networks": found,
         "seconds of a step": read_json(work / "seconds.json"),

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from ablation.tables import Summary, markdown
+from garments import EACH
 from garments_students import RECIPE
 from rich.console import Console
 
@@ -46,7 +47,7 @@ LITE = "lite"
 KINDS = {LITE: lite_recipe, "plain": plain_recipe, "spectral": lambda recipe: recipe}
 TITLES = {LITE: "fair Lite", "plain": "distilled, no gates", "spectral": "distilled, gates"}
 NAMES = [*(f"{RATIO}-{kind}-{seed}" for kind in KINDS for seed in SEEDS), "8-spectral-0", "18-spectral-0"]
-EACH, GUIDANCE = 30, 3.0  # samples of a class
+GUIDANCE = 3.0
 MEASURES = ("error", "upper half", "kernel distance", "named")
 
 
@@ -56,20 +57,20 @@ def job_of(name: str, work: Path) -> Job:
     recipe = demo_recipe(int(seed), file=RECIPE)
     train = {"batch_size": BATCH, "sample_every": 0, "checkpoint_every": 1000, "log_every": 100}
     changed = {
+        "teacher": f"slimdpm:{TEACHER}",
         "student": recipe.student.model_copy(update={"ratio": float(ratio)}),
         "data": recipe.data.model_copy(update={"workers": 2}),
         "train": recipe.train.model_copy(update=train),
     }
-    changed["teacher"] = f"slimdpm:{TEACHER}"
     return plan_job(KINDS[kind](recipe.model_copy(update=changed)), folder=work / name)
 
 
-def train(work: Path, seconds: float, names: list[str]) -> None:
+def train(work: Path, seconds: float) -> None:
     """All of them at once, each in a process of its own."""
     seconds_per_step({kind: job_of(f"{RATIO}-{kind}-0", work) for kind in KINDS}, work, Display(Console()))
     write_json(work / "machine.json", {"seconds of each, alone": seconds, **machine_facts()})
     command = [sys.executable, __file__, "train", "--work", work, "--seconds", str(seconds), "--only"]
-    processes = [subprocess.Popen([*command, name]) for name in names]
+    processes = [subprocess.Popen([*command, name]) for name in NAMES]
     if any([process.wait() for process in processes]):  # noqa: C419 -- all of them are waited for
         raise SystemExit("not all of them are trained: see above, and start again to go on")
 
@@ -86,7 +87,7 @@ def measured(work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, folder in networks.items():
         figures = judge.verdict(name, load_pipeline(folder), GUIDANCE, EACH).figures()
-        found[name] = {"steps": _steps(folder), **figures} if name in NAMES else figures
+        found[name] = {"steps": steps_of(folder), **figures} if name in NAMES else figures
         print(name, figures, flush=True)
     return {
         "networks": found,
@@ -99,7 +100,8 @@ def measured(work: Path) -> dict[str, Any]:
     }
 
 
-def _steps(run: Path) -> int:
+def steps_of(run: Path) -> int:
+    """That a run has taken."""
     return RunFolder(run).metrics()[-1]["step"]
 
 
@@ -138,7 +140,7 @@ def main() -> None:
     if options.task == "train" and options.only:
         train_one(options.only, options.work, options.seconds)
     elif options.task == "train":
-        train(options.work, options.seconds, NAMES)
+        train(options.work, options.seconds)
     else:
         found = measured(options.work)
         write_json(RESULTS, found)

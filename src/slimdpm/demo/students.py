@@ -46,7 +46,6 @@ def lite_recipe(recipe: Recipe, *, fair: bool = True) -> Recipe:
         update={
             "task": "train",
             "student": recipe.student.model_copy(update=student),
-            "distill": recipe.distill.model_copy(update={"guidance": 1.0}),  # images teach none
             "train": recipe.train.model_copy(update={"snr_gamma": DEFAULT_GAMMA if fair else "none"}),
         }
     )
