@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from helpers import TINY, TINY_CONDITION, TINY_RESNET
 
 from slimdpm import SpectralUNet2DModel
-from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.distiller import Distiller, TappedStudent, Taught
 from slimdpm.method.features import FeatureTaps, block_names, match_features, tap_shapes
 from slimdpm.method.forward_process import Process
 from slimdpm.method.losses import LossSettings, frequency_loss, min_snr_weight, spatial_loss, spectral_weight
@@ -173,3 +173,36 @@ def test_networks_that_are_right_agree_whatever_they_predict(prediction, teacher
     losses = distiller.losses(x0, noise, t, student=perfect(prediction))
     for name, value in losses.items():
         assert value.item() < 1e-6, name
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"), [("epsilon", "v_prediction"), ("sample", "v_prediction"), ("sample", "epsilon")]
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_teacher_is_trusted_where_its_error_does_not_grow(source, kind, guided, batch):
+    """An error of the teacher's own prediction reaches the student's target at most DOUBT^-½ / 2 times as large."""
+    x0, noise, t = batch[0], batch[1], torch.tensor([0, 999])
+    distiller = make(LossSettings(lambda_spatial=1, lambda_freq=0, snr_gamma=5.0), kind, source)
+    process, error = distiller.process, 0.1 * torch.randn(x0.shape)
+    x_t = process.add_noise(x0, noise, t)
+    said = process.target(source, x0, noise, t) + error
+    taught = Taught(process.convert(said, x_t, t, source, kind), [], error if guided else None)
+    true = process.target(kind, x0, noise, t)
+    losses = distiller.losses(x0, noise, t, student=lambda *_, **__: (true, []), taught=taught)
+    alphas = process.alphas_cumprod.double()[t]
+    power = alphas if source == "epsilon" else 1 - alphas  # (B,)
+    trust = power / (power + 0.02)
+    added = error.double().square().mean(dim=(1, 2, 3))
+    grown = added * (alphas if kind == "epsilon" else 1) / power
+    assert losses["spatial"].item() == pytest.approx((trust.square() * grown).mean().item(), rel=1e-3)
+    assert losses["spatial"].item() < added.max().item() / (4 * 0.02)
+    weight = min_snr_weight(process.alphas_cumprod, kind, distiller.settings.snr_gamma)[t]
+    expected = (weight * trust.square() * added).mean().item() if guided else 0
+    assert losses["denoising"].item() == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+def test_a_teacher_of_the_same_prediction_is_trusted_everywhere():
+    for kind in ("epsilon", "v_prediction"):
+        assert make(prediction=kind, teacher_prediction=kind).trust is None
+        assert make(prediction=kind, teacher_prediction="v_prediction").trust is None
+    assert make(prediction="sample", teacher_prediction="epsilon").trust is None

@@ -21,6 +21,8 @@ from slimdpm.method.losses import (
 )
 from slimdpm.method.networks import call
 
+DOUBT = 0.02  # a prediction is half trusted where conversion makes the square of its error 50 times as large
+
 
 class Taught(NamedTuple):
     """What a teacher says of a batch.
@@ -34,6 +36,23 @@ class Taught(NamedTuple):
     output: Tensor
     features: list[Tensor]
     guidance: Tensor | None = None
+
+    def trusted(self, trust: Tensor, target: Tensor) -> Taught:
+        """With the true value in place of the output as far as it is not trusted, `trust` being ``(B, 1, 1, 1)``."""
+        guidance = None if self.guidance is None else trust * self.guidance
+        return self._replace(output=target + trust * (self.output - target), guidance=guidance)
+
+
+def trust_in(process: Process, source: str, target: str) -> Tensor | None:
+    """How far a prediction of kind `source` is to be believed as one of kind `target` at each timestep, ``(T,)``.
+
+    ``1 / (1 + DOUBT g²)``, with g how many times larger its error is there: ``1 / √ᾱ_t`` from ε to v,
+    ``1 / √(1 − ᾱ_t)`` from x₀ to v and hardly less to ε. None if it grows nowhere.
+    """
+    if target == source or source == "v_prediction":
+        return None
+    power = process.alphas_cumprod if source == "epsilon" else 1 - process.alphas_cumprod
+    return power / (power + DOUBT)
 
 
 class TappedStudent(nn.Module):
@@ -63,6 +82,9 @@ class Distiller:
     converted from what its network predicts; and the aligned features of each pair. The outputs count as one more
     pair, at full resolution. Without a teacher only ``L_DDPM`` is left: this trains a teacher or the Lite baseline.
 
+    A teacher's small error of ε is a large one of v where there is hardly a signal, and one of x₀ is a large one of ε
+    and v where there is hardly noise. There the true value stands in for what it says, see `trust_in`.
+
     A subclass changes L_DDPM by `denoising`, another term by `term`, and ω by `weights`.
 
     Args:
@@ -91,6 +113,7 @@ class Distiller:
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self._asked: Any = self.teacher
         self.teacher_prediction = teacher_prediction or process.prediction
+        self.trust = trust_in(process, self.teacher_prediction, self.kind)  # (T,)
         self.teacher_taps = FeatureTaps(teacher, [p.teacher.name for p in pairs]) if teacher is not None else None
 
     def losses(
@@ -125,6 +148,8 @@ class Distiller:
         prediction, features = (student or self.student)(x_t, t, **conditions)
         prediction = self._compared(prediction, x_t, t, self.process.prediction)
         target = self.process.target(self.kind, x0, noise, t)
+        if taught is not None and self.trust is not None:
+            taught = taught.trusted(self.trust[t][:, None, None, None], target)
         if taught is not None and taught.guidance is not None:
             target = target + taught.guidance  # images know of none
         parts = {"denoising": self.denoising(prediction, target, t)}
