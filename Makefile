@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Byte code is made where a module is first imported: pip would make it of all of them, and most are never imported.
 INSTALL = $(BIN)/pip install --quiet --no-compile -c constraints.txt
+# Images of containers often forbid byte code: then each process compiles torch and diffusers anew, ten seconds of it.
+unexport PYTHONDONTWRITEBYTECODE
 DEMO_OUTPUT ?= demo
 
 .PHONY: demo test docs clean
