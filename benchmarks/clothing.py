@@ -87,7 +87,7 @@ def run_and_kill(folder: Path, after: int, *arguments: object) -> int:
 
 def slim(photos: Path, work: Path, steps: int, common: list[str]) -> list[int]:
     """Slim the teacher, with two kills on the way. Returns the steps of the newest checkpoints at the kills."""
-    arguments = ["slim", work / "teacher", photos, "-o", work / "student", "--ratio", 12, "--init", "random"]
+    arguments = ["slim", work / "teacher", photos, "-o", work / "student", "--ratio", 12, "--gated", "--init", "random"]
     arguments += ["--steps", steps, *common]
     kills_file = work / "kills.json"
     kills = json.loads(kills_file.read_text()) if kills_file.exists() else []

@@ -107,7 +107,12 @@ STUDENT = {
     "train.snr_gamma": "none",  # as when it ran
     "distill.reuse": 1,
 }
-SPECTRAL = {"student.init": "teacher", "student.overrides": DENSE_MIXED, **lambdas(2.0, 2.0)}  # as the ablation chose
+SPECTRAL = {  # as the ablation chose
+    "student.kind": "spectral",
+    "student.init": "teacher",
+    "student.overrides": DENSE_MIXED,
+    **lambdas(2.0, 2.0),
+}
 
 
 def slimdpm(task: str, *arguments: object, **settings: Any) -> None:

@@ -26,7 +26,7 @@ from garments_students import RECIPE
 from rich.console import Console
 
 from slimdpm.demo.judge import SCHEDULER, STEPS, Judge
-from slimdpm.demo.students import demo_recipe, lasting, lite_recipe, plain_recipe, seconds_per_step
+from slimdpm.demo.students import demo_recipe, gated_recipe, lasting, lite_recipe, seconds_per_step
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.documents import read_json
@@ -44,7 +44,7 @@ BATCH = 128
 SEEDS = (0, 1, 2)
 RATIO = 12
 LITE = "lite"
-KINDS = {LITE: lite_recipe, "plain": plain_recipe, "spectral": lambda recipe: recipe}
+KINDS = {LITE: lite_recipe, "plain": lambda recipe: recipe, "spectral": gated_recipe}
 TITLES = {LITE: "fair Lite", "plain": "distilled, no gates", "spectral": "distilled, gates"}
 NAMES = [*(f"{RATIO}-{kind}-{seed}" for kind in KINDS for seed in SEEDS), "8-spectral-0", "18-spectral-0"]
 GUIDANCE = 3.0

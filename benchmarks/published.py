@@ -47,11 +47,13 @@ def attempt(work: Path, hub_id: str) -> dict[str, Any]:
         write_pipeline(hub_id, work / "full", weights=False)
         write_pipeline(hub_id, work / "small", weights=True)
         stage = "dry run"
-        said = slimdpm("slim", work / "full", images, "-o", work / "x", "--dry-run").replace(f" {work / 'full'}:", ":")
+        said = slimdpm("slim", work / "full", images, "-o", work / "x", "--gated", "--dry-run").replace(
+            f" {work / 'full'}:", ":"
+        )
         row["dry run"] = [" ".join(line.split()) for line in said.splitlines() if re.search(r"\d [MG]\b", line)][:4]
         stage = "slim"
         settings = [word for setting in SMALL for word in ("--set", setting)]
-        slimdpm("slim", work / "small", images, "-o", work / "run", "--width", 32, "--steps", 2, *settings)
+        slimdpm("slim", work / "small", images, "-o", work / "run", "--gated", "--width", 32, "--steps", 2, *settings)
         stage = "sample"
         slimdpm("sample", work / "run", "-n", 2, "--steps", 2, "-o", work / "samples")
         stage = "load"

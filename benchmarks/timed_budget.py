@@ -31,7 +31,6 @@ from rich.console import Console
 
 from slimdpm.method.cost import measure
 from slimdpm.method.depth import DEPTH, depths
-from slimdpm.method.inherit import MIXING
 from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
 from slimdpm.pipelines.loading import load_pipeline
@@ -89,8 +88,8 @@ def planned(options: argparse.Namespace) -> dict[str, Any]:
     teacher = {**load_pipeline(teacher_of(options)).unet.config, "_class_name": "UNet2DModel"}
     watch, budget = Stopwatch(teacher, torch.device("cpu"), clock=time.process_time), TimeBudget(options.speedup)
     configs: dict[str, Mapping[str, Any]] = {
-        f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO), overrides=MIXING).config,
-        "in time": plan_in_time(teacher, budget, watch, overrides=MIXING).config,
+        f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO)).config,
+        "in time": plan_in_time(teacher, budget, watch).config,
         "in time, deepest": deepest(teacher, budget, watch),
     }
     seconds, of_students = watch(list(configs.values()))
@@ -104,11 +103,11 @@ def planned(options: argparse.Namespace) -> dict[str, Any]:
 
 def deepest(teacher: Mapping[str, Any], budget: TimeBudget, watch: Stopwatch) -> Mapping[str, Any]:
     """The student of a time that keeps most of its teacher's depth, and is as wide as it then can be."""
-    ways = depths(student_base(teacher, "spectral", MIXING))
+    ways = depths(student_base(teacher, "plain", {}))
     for way in ways:
         try:
             fixed = {key: way[key] for key in DEPTH if key in way}
-            return plan_in_time(teacher, budget, watch, overrides={**MIXING, **fixed}).config
+            return plan_in_time(teacher, budget, watch, overrides=fixed).config
         except SlimdpmError:
             if way is ways[-1]:
                 raise
@@ -132,7 +131,7 @@ def trained(
                 "data.path": str(options.work / "data" / "train.npy"),
                 "data.flip": True,
                 "data.held_out": 0,
-                "student.overrides": {**MIXING, **network["config"]},
+                "student.overrides": network["config"],
                 "train.schedule": "cosine",
                 "train.lr": RATE,
                 "train.seed": seed,

@@ -28,7 +28,7 @@ def invoke(*arguments):
 
 @pytest.mark.slow
 def test_slim_then_sample_then_plain_diffusers(tmp_path, teacher_folder, image_folder):
-    done = Forked(command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", *QUICK)).wait()
+    done = Forked(command("slim", teacher_folder, image_folder, "-o", tmp_path / "run", "--gated", *QUICK)).wait()
     assert done.code == 0, done.err
     for words in (
         "student: SpectralUNet2DModel, channels 8-16",
@@ -70,8 +70,8 @@ def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tm
     words = ["profile", tmp_path, "--ratio", "2,4", "--time", "--batch", "1,2", "--rounds", "2", "--layers", "--json"]
     values = json.loads(invoke(*words))
     teacher, half, _, quarter, _ = values.values()
-    assert [*values] == [str(tmp_path), "÷ 2", "÷ 2, plain", "÷ 4", "÷ 4, plain"]
-    assert all(teacher["macs"] >= ratio * values[f"÷ {ratio}, plain"]["macs"] for ratio in (2, 4))
+    assert [*values] == [str(tmp_path), "÷ 2", "÷ 2, gated", "÷ 4", "÷ 4, gated"]
+    assert all(teacher["macs"] >= ratio * values[f"÷ {ratio}, gated"]["macs"] for ratio in (2, 4))
     assert teacher["megabytes"] == teacher["params"] * 4 / 1e6 and teacher["macs"] >= 2 * half["macs"]
     assert teacher["macs"] >= 4 * quarter["macs"] and half["macs"] > quarter["macs"]
     for about in values.values():
@@ -166,7 +166,7 @@ def test_the_same_from_python(tmp_path, teacher_folder):
     settings = {"train.batch_size": 4, "train.trackers": [], "samples.count": 2, "samples.steps": 2}
     options = {"steps": 2, "settings": settings, "progress": False}
     student = slimdpm.slim(teacher, data, ratio=3, **options)
-    assert type(student.unet) is slimdpm.SpectralUNet2DModel
+    assert type(student.unet) is type(teacher.unet)  # without gates by default
     assert student(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
     kept = slimdpm.slim(teacher, data, ratio=3, output=tmp_path / "run", **options)
     assert all(torch.equal(a, b) for a, b in zip(student.unet.parameters(), kept.unet.parameters(), strict=True))

@@ -237,7 +237,7 @@ def test_dropping_follows_the_seed_and_not_the_accumulation(class_teacher, class
 
 @pytest.mark.slow
 def test_teacher_and_student_get_the_same_condition(class_teacher, class_folder, tmp_path, monkeypatch):
-    job = plan(class_teacher, class_folder, "conditioning.drop=0.5")
+    job = plan(class_teacher, class_folder, "conditioning.drop=0.5", "student.kind=spectral")
     got, true_forward = [], UNet2DModel.forward
 
     def forward(self, *args, **kwargs):
@@ -289,7 +289,7 @@ def test_the_pipeline_is_saved_loaded_and_samples_like_ours(make, tmp_path):
 def test_a_class_conditional_teacher_is_slimmed(make, class_folder, tmp_path):
     teacher = make(names=None)
     teacher.save_pretrained(tmp_path / "teacher")
-    job = plan(tmp_path / "teacher", class_folder)
+    job = plan(tmp_path / "teacher", class_folder, "student.kind=spectral")
     counted = find_network(str(tmp_path / "teacher"))
     assert measure(counted.config, tokens=counted.tokens) == job.plan.teacher_cost
     assert "conditioning: 3 classes: boots, coat, dress; 10% are dropped for guidance" in job.describe()

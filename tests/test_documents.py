@@ -116,7 +116,7 @@ def test_what_a_library_raises_is_blamed_on_the_input():
     [
         ("{layers_per_blok: 1}", "takes no layers_per_blok; did you mean layers_per_block?"),
         ("{layers_per_block: 1000000}", "layers are too many"),
-        ("{layers_per_block: x}", "no SpectralUNet2DModel can be built"),
+        ("{layers_per_block: x}", "no UNet2DModel can be built"),
         ("{norm_num_groups: x}", "no student can be planned"),
         ("{norm_eps: .nan}", "the value of norm_eps is beyond reason"),
         ("{act_fn: nonsense}", "can be built from its config"),

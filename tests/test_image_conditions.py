@@ -215,7 +215,7 @@ CALLS = {inpainting: {"mask_image": masks(1)[0], "height": 16, "width": 16}, edi
 @pytest.mark.parametrize("make", [inpainting, editing])
 def test_a_teacher_that_sees_images_is_slimmed_and_loads_in_diffusers(make, tmp_path):
     teacher = make(tmp_path)
-    run_job(plan(teacher), tmp_path / "run")
+    run_job(plan(teacher, "student.kind=spectral"), tmp_path / "run")
     student = type(teacher).from_pretrained(tmp_path / "run/student")
     student.set_progress_bar_config(disable=True)
     assert type(student.unet).__name__ == "SpectralUNet2DConditionModel"

@@ -171,7 +171,7 @@ def test_a_teacher_with_a_fixed_number_of_heads_is_slimmed(tmp_path, image_folde
     values = {"teacher": str(tmp_path / "teacher"), "data": {"path": str(image_folder)}}
     settings = ["train.steps=1", "train.batch_size=1", "train.trackers=[]", "samples.count=1", "samples.steps=1"]
     settings += ["train.sample_every=0"]
-    job = plan_job(load_recipe(None, ["student.width=32", *settings], values=values))
+    job = plan_job(load_recipe(None, ["student.kind=spectral", "student.width=32", *settings], values=values))
     run_job(job, tmp_path / "run")
     student = load_pipeline(tmp_path / "run").unet
     assert type(student) is SpectralUNet2DModel and student.config.attention_head_dim == 4

@@ -38,7 +38,7 @@ def students(tmp_path_factory):
     for name, (make, _) in STUDENTS.items():
         run = root / "runs" / name
         given[name] = slim(
-            make(tmp_path_factory.mktemp(name)), data, output=run, width=8, plain=True, steps=1, progress=False,
+            make(tmp_path_factory.mktemp(name)), data, output=run, width=8, steps=1, progress=False,
             settings=SETTINGS,
         )  # fmt: skip
         (run / "student").rename(root / name)

@@ -41,8 +41,8 @@ def test_kind_and_layout_of_a_student(teacher_folder, image_folder):
             assert ("wavelet_down_mix" in job.recipe.student.overrides) is (kind == "spectral")
             assert bool(job.card()["first"]) is (kind == "spectral")
     with pytest.raises(SlimdpmError, match=r"have no room for wavelet gates: add --plain"):
-        planned(**{"student.layout": "sd"})
-    kept = planned(**{"student.layout": "sd", "student.kind": "plain"}).plan.config
+        planned(**{"student.layout": "sd", "student.kind": "spectral"})
+    kept = planned(**{"student.layout": "sd"}).plan.config
     assert kept["block_out_channels"] == [8, 16] and kept["norm_num_groups"] == TINY["norm_num_groups"]
 
 

@@ -28,7 +28,16 @@ SMALL = {
 def test_a_published_teacher_is_slimmed(hub_id, pipeline, unet, tmp_path):
     write_pipeline(hub_id, tmp_path / "teacher", weights=True)
     images = write_images(tmp_path / "images", size=32)
-    slim(tmp_path / "teacher", images, output=tmp_path / "run", width=32, steps=2, settings=SMALL, progress=False)
+    slim(
+        tmp_path / "teacher",
+        images,
+        output=tmp_path / "run",
+        width=32,
+        gated=True,
+        steps=2,
+        settings=SMALL,
+        progress=False,
+    )
     student = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
     assert type(student).__name__ == pipeline and type(student.unet).__name__ == unet
     assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in student.unet.parameters())

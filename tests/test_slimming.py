@@ -159,7 +159,7 @@ def test_lite_and_spectral_of_one_ratio_cost_the_same_within_three_percent():
 def test_widths_honour_groups_and_heads(name, budget):
     preset = PRESETS[name]
     teacher = {**preset.config, "layers_per_block": 1} if budget.width else cut(preset.config)
-    config = plan_student(teacher, budget, tokens=preset.tokens).config
+    config = plan_student(teacher, budget, kind="spectral", tokens=preset.tokens).config
     groups, heads = config["norm_num_groups"], config["attention_head_dim"]
     assert all(c % groups == 0 and c // groups >= 2 for c in config["block_out_channels"])
     levels = zip(config["block_out_channels"], config["down_block_types"], strict=True)
@@ -167,7 +167,7 @@ def test_widths_honour_groups_and_heads(name, budget):
 
 
 def test_the_papers_width_gives_the_papers_student():
-    plan = plan_student(PRESETS["ldm4"].config, Budget(width=64))
+    plan = plan_student(PRESETS["ldm4"].config, Budget(width=64), kind="spectral")
     assert plan.config["block_out_channels"] == [64, 128, 192, 256]
     assert plan.cost == measure(PRESETS["ldm4-spectral"].config)
     assert plan.ratio == pytest.approx(14.36, abs=0.01)
@@ -210,7 +210,8 @@ def test_the_layout_of_stable_diffusion_is_one_width_with_its_groups_and_heads()
 
 @pytest.mark.slow
 def test_overrides_come_before_the_budget():
-    plan = plan_student(TEACHER, Budget(ratio=6), overrides={"layers_per_block": 2, "wavelet_expansion": "dense"})
+    overrides = {"layers_per_block": 2, "wavelet_expansion": "dense"}
+    plan = plan_student(TEACHER, Budget(ratio=6), kind="spectral", overrides=overrides)
     assert plan.config["layers_per_block"] == 2 and plan.config["wavelet_expansion"] == "dense" and plan.ratio >= 6
     fixed = plan_student(TEACHER, Budget(), overrides={"block_out_channels": [24, 48], "norm_num_groups": 8})
     assert fixed.config["block_out_channels"] == [24, 48]
@@ -218,7 +219,7 @@ def test_overrides_come_before_the_budget():
 
 def test_resampling_inside_residual_blocks_can_be_slimmed():
     teacher = {**TINY_RESNET, "block_out_channels": (64, 128), "_class_name": "UNet2DModel"}
-    plan = plan_student(teacher, Budget(ratio=8))
+    plan = plan_student(teacher, Budget(ratio=8), kind="spectral")
     assert plan.ratio >= 8
     build(plan.config)(torch.randn(2, 3, 16, 16), 3)
 

@@ -31,6 +31,7 @@ from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
 QUICK = [
+    "student.kind=spectral",
     "distill.pairs=auto",
     "distill.lambda_spatial=0.1",
     "student.width=8",

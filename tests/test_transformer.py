@@ -78,7 +78,7 @@ def test_samples_are_those_of_the_pipeline(pipeline, scale):
 
 
 def test_its_student_is_a_class_conditional_unet(pipeline, net, tmp_path):
-    job = plan(pipeline, net)
+    job = plan(pipeline, net, "student.kind=spectral")
     lines = "\n".join(job.describe())
     assert "feature pairs: none, outputs only: a transformer has no features of a U-Net's scales" in lines
     assert job.recipe.student.init == "random" and job.origin is None

@@ -33,7 +33,7 @@ def slim(
     max_params: float | str | None = None,
     speedup: float | None = None,
     max_ms: float | None = None,
-    plain: bool = False,
+    gated: bool | None = None,
     init: str | None = None,
     steps: int | None = None,
     hours: float | None = None,
@@ -60,7 +60,8 @@ def slim(
         speedup: how many times faster than the teacher one call of it shall be; candidates of several widths and
             depths are measured on this machine.
         max_ms: milliseconds of one call at most, measured in the same way.
-        plain: a student without wavelet gates: a U-Net of diffusers, which loads without slimdpm.
+        gated: whether the student resamples through wavelet gates, as in the paper, or as its teacher does, in a
+            U-Net that loads without slimdpm; by default what the recipe says, or else without.
         init: its first weights, ``"teacher"`` or ``"random"``.
         steps: optimiser steps.
         hours: instead of steps: so long takes training with its samples and report, from when the data is prepared;
@@ -81,9 +82,9 @@ def slim(
         SlimdpmError: for whatever the user can mend; its text says what.
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
     length = {"steps": steps, "hours": hours, "until": until}
-    rest = {**length, "size": size, "held_out": held_out, "recipe": recipe, "settings": settings}
+    rest = {**length, "gated": gated, "size": size, "held_out": held_out, "recipe": recipe, "settings": settings}
     return _run(output, progress, "slim", teacher, data, student, **rest)
 
 
@@ -136,6 +137,7 @@ def planned(
     data: Any,
     student: Mapping[str, Any],
     *,
+    gated: bool | None = None,
     size: Size | None = None,
     cache: bool | None = None,
     steps: int | None = None,
@@ -153,7 +155,7 @@ def planned(
 
     Args:
         task: ``"slim"`` or ``"train"``.
-        teacher, data, size, steps, hours, until, held_out, recipe, settings: see `slim`.
+        teacher, data, gated, size, steps, hours, until, held_out, recipe, settings: see `slim`.
         student: of a recipe's ``student`` section.
         cache: ``data.cache``.
         assignments: see `slimdpm.recipe_file.load_recipe`.
@@ -164,7 +166,7 @@ def planned(
     values = {
         "task": task,
         "teacher": None if at_hand or teacher is None else str(teacher),
-        "student": student,
+        "student": {"kind": None if gated is None else "spectral" if gated else "plain", **student},
         "data": {"path": _data_name(data), "size": size, "cache": cache, "held_out": held_out},
         "train": {"steps": steps, "hours": hours, "until": until},
     }

@@ -245,7 +245,7 @@ class Recipe(Section):
             SlimdpmError: if no image is left to train on.
         """
         slim, student, samples = self.task == "slim", self.student, self.samples
-        kind = _kind(self.task, student.kind or ("spectral" if slim else "lite"))
+        kind = _kind(self.task, student.kind or ("plain" if slim else "lite"))
         init = student.init or ("teacher" if slim and inherits else "random")
         free = slim and not student.budgets and "block_out_channels" not in student.overrides
         ratio = DEFAULT_RATIO if free else student.ratio

@@ -46,8 +46,9 @@ class StudentRecipe(Section):
     """The network that is trained."""
 
     kind: Literal["spectral", "plain", "lite"] | None = None
-    """`spectral`: wavelet-gated resampling; without gates, the teacher's own resampling in a U-Net of diffusers, it is
-    `plain` if it is distilled and `lite` if it is trained alone; by default `spectral` for slim, `lite` for train"""
+    """`spectral`: wavelet-gated resampling, as in the paper; without gates, the teacher's own resampling in a U-Net of
+    diffusers, it is `plain` if it is distilled and `lite` if it is trained alone; by default `plain` for slim, `lite`
+    for train"""
     base: str | None = None
     """for `train` without a teacher, and for a transformer's student: preset, config.json, or folder with one"""
     width: int | None = Field(None, ge=1, le=2**16)

@@ -24,7 +24,7 @@ def profile(
     against: Annotated[str | None, typer.Option(help="Print each one's ratio to this network.")] = None,
     ratio: Annotated[
         str | None,
-        typer.Option(help="Add the first network's students of these ratios, gated and plain, for example 4,8."),
+        typer.Option(help="Add the first network's students of these ratios, plain and gated, for example 4,8."),
     ] = None,
     speedup: Annotated[
         str | None, typer.Option(help="Add the students that are so many times faster here, for example 4,8.")
@@ -93,21 +93,20 @@ def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[s
 
 
 def _students(teacher: Any, ratios: Sequence[float]) -> list[Any]:
-    """The students that ``slimdpm slim`` would make of a network, gated and plain."""
+    """The students that ``slimdpm slim`` would make of a network, plain and gated."""
     from slimdpm.method.inherit import MIXING
     from slimdpm.method.slimming import Budget, plan_student
 
     students = []
-    for ratio, (kind, overrides) in product(ratios, {"spectral": MIXING, "plain": {}}.items()):
+    for ratio, (kind, overrides) in product(ratios, {"plain": {}, "spectral": MIXING}.items()):
         plan = plan_student(teacher.config, Budget(ratio=ratio), kind=kind, overrides=overrides, tokens=teacher.tokens)
-        name = f"÷ {ratio:g}" + (", plain" if kind == "plain" else "")
+        name = f"÷ {ratio:g}" + (", gated" if kind == "spectral" else "")
         students.append(replace(teacher, name=name, config=plan.config, note=f"student of {teacher.name}"))
     return students
 
 
 def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None) -> list[Any]:
     """The students that ``slimdpm slim --speedup`` would make of a network."""
-    from slimdpm.method.inherit import MIXING
     from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
     from slimdpm.system.processes import pick_device
 
@@ -116,7 +115,7 @@ def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None)
     watch = Stopwatch(teacher.config, pick_device(device), tokens=teacher.tokens)
     students = []
     for speedup in speedups:
-        plan = plan_in_time(teacher.config, TimeBudget(speedup), watch, overrides=MIXING, tokens=teacher.tokens)
+        plan = plan_in_time(teacher.config, TimeBudget(speedup), watch, tokens=teacher.tokens)
         note = f"student of {teacher.name}, {plan.student_seconds * 1e3:.1f} ms"
         students.append(replace(teacher, name=f"{speedup:g} times faster", config=plan.config, note=note))
     return students

@@ -31,9 +31,13 @@ Speedup = Annotated[
     typer.Option(help="Times faster than the teacher, measured on this machine: chooses widths and depth."),
 ]
 MaxMs = Annotated[float | None, typer.Option(help="Milliseconds of one call of the network at most, in the same way.")]
-Plain = Annotated[
-    bool,
-    typer.Option("--plain", help="No wavelet gates: a student that is a U-Net of diffusers and loads without slimdpm."),
+Gated = Annotated[
+    bool | None,
+    typer.Option(
+        "--gated/--plain",
+        help="Wavelet-gated resampling, as in the paper, or the teacher's own: a U-Net that loads without slimdpm.  "
+        "[default: plain]",
+    ),
 ]
 Init = Annotated[
     Literal["random", "teacher"] | None,
@@ -81,7 +85,7 @@ def slim(
     max_params: MaxParams = None,
     speedup: Speedup = None,
     max_ms: MaxMs = None,
-    plain: Plain = False,
+    gated: Gated = None,
     init: Init = None,
     steps: Steps = None,
     hours: Hours = None,
@@ -108,7 +112,7 @@ def slim(
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "kind": "plain" if plain else None, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
     _start(
         output,
         dry_run,
@@ -117,6 +121,7 @@ def slim(
         teacher=teacher,
         data=data,
         student=student,
+        gated=gated,
         size=size,
         cache=False if no_cache else None,
         steps=steps,

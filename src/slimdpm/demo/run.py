@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from slimdpm.demo.judge import EACH, GUIDANCE, SCHEDULER, STEPS, Judge, Verdict
-from slimdpm.demo.students import demo_recipe, train_students
+from slimdpm.demo.students import MAIN, demo_recipe, train_students
 from slimdpm.method.cost import Cost
 from slimdpm.method.latency import brief_latencies
 from slimdpm.pipelines.loading import load_pipeline
@@ -26,7 +26,7 @@ from slimdpm.system.progress import Display, figures_table
 from slimdpm.training.job import Job
 
 ROWS = 3  # of samples of each network in the report; comparison.png has two
-NAMES = {"teacher": "teacher", "lite": "Lite", "plain": "plain", "spectral": "Spectral"}
+NAMES = {"teacher": "teacher", "lite": "Lite", "spectral": "Spectral", "plain": "plain"}
 HEADINGS = (
     "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "class named",
 )  # fmt: skip
@@ -41,8 +41,8 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     Args:
         folder: of all that.
         seed: of the training.
-        steps: optimiser steps of Spectral, by default those of the recipe; the others have as many as fit into its
-            seconds.
+        steps: optimiser steps of the plain student, by default those of the recipe; the others have as many as fit into
+            its seconds.
         display: where progress is shown.
 
     Returns:
@@ -51,11 +51,11 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
     display = display or Display()
     judge = Judge(folder / "measured", display)  # what is missing is said before anything is trained
     jobs, students = train_students(demo_recipe(seed, steps), folder, display)
-    recipe = jobs["spectral"].recipe
+    recipe = jobs[MAIN].recipe
     pipelines = {"teacher": load_pipeline(recipe.teacher or ""), **students}
     display.say("measuring milliseconds of all networks")
     seconds = brief_latencies({name: p.unet for name, p in pipelines.items()}, seconds=4)
-    costs = {"teacher": jobs["spectral"].plan.teacher_cost, **{name: job.plan.cost for name, job in jobs.items()}}
+    costs = {"teacher": jobs[MAIN].plan.teacher_cost, **{name: job.plan.cost for name, job in jobs.items()}}
     curves = {name: RunFolder(folder / name).metrics() for name in students}
     verdicts = {name: judge.verdict(NAMES[name], pipeline) for name, pipeline in pipelines.items()}
     entries = [
@@ -74,8 +74,8 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         headings, *rows = ([row[column] for column in BRIEF] for row in (table.headings, *table.rows))
         display.console.print(figures_table(headings, rows))
     display.say(
-        f"look at {folder / 'report.html'}; then try: slimdpm sample {folder / 'spectral'} --class dress, slimdpm "
-        f"export {folder / 'spectral'} --to web --teacher {recipe.teacher} -o site, slimdpm slim TEACHER PHOTOS"
+        f"look at {folder / 'report.html'}; then try: slimdpm sample {folder / MAIN} --class dress, slimdpm "
+        f"export {folder / MAIN} --to web --teacher {recipe.teacher} -o site, slimdpm slim TEACHER PHOTOS"
     )
     return entries
 
@@ -149,13 +149,13 @@ def _price(cost: Cost, seconds: float) -> str:
 def _report(
     jobs: Mapping[str, Job], entries: list[Entry], judge: Judge, gallery: Gallery, table: Table, folder: Path
 ) -> Report:
-    job = jobs["spectral"]
+    job = jobs[MAIN]
     recipe = job.recipe
     told = ", ".join(f"{NAMES[name]} {each.recipe.train.steps:,}" for name, each in jobs.items())
     return Report(
         title="A diffusion model of garments, made slim",
         summary=f"{job.plan.ratio:.1f} times fewer MACs, three ways, each with as many seconds of training: distilled, "
-        "with wavelet gates (Spectral) or with the teacher's own resampling (plain), and trained on the photographs "
+        "with the teacher's own resampling (plain) or with wavelet gates (Spectral), and trained on the photographs "
         "alone (Lite). All start from the teacher's most important channels.",
         gallery=gallery,
         tables=[table],
@@ -171,5 +171,5 @@ def _report(
         },
         recipe=recipe.to_yaml(),
         card=job.card(),
-        student=str(folder / "spectral" / "student"),
+        student=str(folder / MAIN / "student"),
     )

@@ -25,20 +25,21 @@ from slimdpm.training.job import Job
 from slimdpm.training.plan import plan_job
 from slimdpm.training.run import new_trainer, run_job
 
+MAIN = "plain"  # the student that `slimdpm slim` makes
 TURNS = 6  # of each student on the clock, after one that is not counted
 
 
 def demo_recipe(seed: int = 0, steps: int | None = None, file: Path = ASSETS / "demo.yaml") -> Recipe:
-    """The recipe of the Spectral student."""
+    """The recipe of the student that `slimdpm slim` makes."""
     values = {"train": {"seed": seed, **({"steps": steps} if steps else {})}}
     return load_recipe(file, values=values)
 
 
 def lite_recipe(recipe: Recipe, *, fair: bool = True) -> Recipe:
-    """Lite beside it: a plain U-Net of the same MACs, trained on the images alone.
+    """Lite beside it: the same network, trained on the images alone.
 
     Args:
-        recipe: of the Spectral student.
+        recipe: of the distilled student.
         fair: it starts from the teacher's channels and has min-SNR weighting, too; the paper's Lite has neither.
     """
     student = {"kind": "lite", "init": "teacher" if fair else "random"}
@@ -51,17 +52,17 @@ def lite_recipe(recipe: Recipe, *, fair: bool = True) -> Recipe:
     )
 
 
-def plain_recipe(recipe: Recipe) -> Recipe:
-    """The distilled student without gates, of the same MACs."""
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"kind": "plain"})})
+def gated_recipe(recipe: Recipe) -> Recipe:
+    """Spectral beside it: wavelet-gated resampling, of the same MACs, distilled in the same way."""
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"kind": "spectral"})})
 
 
 def train_students(
     recipe: Recipe, folder: Path, display: Display
 ) -> tuple[dict[str, Job], dict[str, DiffusionPipeline]]:
-    """Lite, plain and Spectral, trained for as many seconds; what is done already is not done again.
+    """Lite, Spectral and `MAIN`, trained for as many seconds; what is done already is not done again.
 
-    The others' steps follow from Spectral's and from the seconds that a step of each takes here. They are measured
+    The others' steps follow from those of `MAIN` and from the seconds that a step of each takes here. They are measured
     once for a folder, so that a demo that was stopped goes on as it began.
 
     Returns:
@@ -69,11 +70,11 @@ def train_students(
     """
     shared = recipe.data.model_copy(update={"cache": str(folder / "cache")})  # the photographs are decoded once
     recipe = recipe.model_copy(update={"data": shared})
-    recipes = {"lite": lite_recipe(recipe), "plain": plain_recipe(recipe), "spectral": recipe}
+    recipes = {"lite": lite_recipe(recipe), "spectral": gated_recipe(recipe), MAIN: recipe}
     jobs = {name: plan_job(each, folder=folder / name) for name, each in recipes.items()}
-    RunFolder(folder / "spectral").check(jobs["spectral"].recipe)
+    RunFolder(folder / MAIN).check(jobs[MAIN].recipe)
     seconds = seconds_per_step(jobs, folder, display)
-    budget = recipe.train.steps * seconds["spectral"]
+    budget = recipe.train.steps * seconds[MAIN]
     jobs = {name: lasting(job, max(1, round(budget / seconds[name]))) for name, job in jobs.items()}
     steps = ", ".join(f"{name} {job.recipe.train.steps:,}" for name, job in jobs.items())
     display.say(f"steps in the same seconds: {steps}")

@@ -66,7 +66,7 @@ def _check(source: str, pipeline: Any) -> None:
     if type(pipeline.unet) is not UNet2DConditionModel:
         raise SlimdpmError(
             f"the U-Net of {source} is wavelet-gated, and single files have no room for gates: slim its teacher with "
-            "--plain --set student.layout=sd"
+            "--set student.layout=sd"
         )
     if pipeline.unet.config.use_linear_projection:
         raise SlimdpmError(f"{source} is a Stable Diffusion 2, whose text encoder has other names: only v1 is written")

@@ -79,7 +79,7 @@ def plan_student(
     teacher: Mapping[str, Any],
     budget: Budget,
     *,
-    kind: str = "spectral",
+    kind: str = "plain",
     overrides: Mapping[str, Any] | None = None,
     size: Size | None = None,
     tokens: int = 77,
@@ -90,7 +90,7 @@ def plan_student(
 
     Args:
         teacher: a diffusers U-Net config with its ``_class_name``.
-        kind: ``"spectral"`` (wavelet-gated resampling), or the teacher's own resampling: ``"plain"``, ``"lite"``.
+        kind: the teacher's own resampling, ``"plain"`` or ``"lite"``, or wavelet-gated, ``"spectral"``.
         overrides: config values that the student takes instead of the teacher's, for example ``layers_per_block``.
         size: input size in latent pixels if the config has no ``sample_size``.
         tokens: length of the conditioning sequence, for the count.

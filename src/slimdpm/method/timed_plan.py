@@ -88,7 +88,7 @@ def plan_in_time(
     watch: Measure,
     *,
     machine: str = "this machine",
-    kind: str = "spectral",
+    kind: str = "plain",
     overrides: Config | None = None,
     tokens: int = 77,
     layout: str | None = None,
