@@ -1,21 +1,18 @@
 r"""The teachers of garments: how they begin, and what they are worth.
 
-The demo's, ``slimdpm:garments-teacher``:
+``slimdpm:garments-teacher-long`` predicts the noise; it begins untrained and takes minutes of a GPU:
 
-    python benchmarks/garments_teacher.py begin runs/garments-begin
-    slimdpm train clothing/train -o runs/garments-teacher --like runs/garments-begin \
-        --recipe recipes/garments-teacher.yaml
-    python benchmarks/garments_teacher.py measure runs/garments-teacher clothing --work runs/garments-measured
-
-It begins as the ablation's teacher, which knows no classes and has seen 160,000 images: with an embedding of the ten
-classes that adds nothing at first. The better one, ``slimdpm:garments-teacher-long``, begins untrained and takes a GPU:
-
-    python benchmarks/garments_teacher.py begin-long runs/long-begin
+    python benchmarks/garments_teacher.py begin runs/long-begin
     slimdpm train slimdpm:garments -o runs/long-first --like runs/long-begin --recipe recipes/garments-teacher-long.yaml
     slimdpm train slimdpm:garments -o runs/long --like runs/long-first --recipe recipes/garments-teacher-long.yaml \
         --steps 1731 --set student.init=teacher --set train.batch_size=512 --set train.lr=7e-4 --set train.warmup=100
     python benchmarks/garments_teacher.py measure runs/long clothing --work runs/long-measured \
-        --name garments_teacher_long --guidance 1 2 3
+        --name garments_teacher_long
+
+``slimdpm:garments-teacher``, the demo's, learns from it to predict v, on a CPU:
+
+    slimdpm slim --recipe recipes/garments-teacher-v.yaml -o runs/garments-v
+    python benchmarks/garments_teacher.py measure runs/garments-v clothing --work runs/garments-v-measured
 
 Measured on the photographs of ``validation/`` and ``test/``, which nothing is trained on: kernel distance, the share of
 samples whose class a classifier of real photographs names, and whether a teacher remembers: how near its samples are to
@@ -34,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers import DDPMScheduler, UNet2DModel
 from garments import CLASSES, SAMPLES, Judge
@@ -42,7 +38,6 @@ from rich.console import Console
 
 from slimdpm.demo.judge import Photographs
 from slimdpm.method.cost import measure_model
-from slimdpm.method.networks import build
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -58,17 +53,8 @@ CHANNELS, DROPOUT = (32, 64, 128), 0.1
 SHOWN = 20  # samples beside their nearest training photographs, of the highest guidance
 
 
-def begin(folder: Path) -> None:
-    """The ablation's teacher with an embedding of classes, all zeros."""
-    unconditional = load_pipeline(kept_teacher("32"))
-    unet = build({**unconditional.unet.config, "_class_name": "UNet2DModel", "num_class_embeds": len(CLASSES) + 1})
-    unet.load_state_dict(unconditional.unet.state_dict(), strict=False)
-    torch.nn.init.zeros_(unet.class_embedding.weight)
-    _save(unet, DDPMScheduler.from_config(unconditional.scheduler.config), folder)
-
-
-def begin_long(folder: Path, channels: Sequence[int], dropout: float) -> None:
-    """An untrained network."""
+def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
+    """An untrained network for the ten classes, and one that stands for none."""
     lower = len(channels) - 2  # levels with attention
     unet = UNet2DModel(
         sample_size=32,
@@ -82,14 +68,9 @@ def begin_long(folder: Path, channels: Sequence[int], dropout: float) -> None:
         dropout=dropout,
         num_class_embeds=len(CLASSES) + 1,
     )
-    _save(unet, DDPMScheduler(), folder)
-
-
-def _save(unet: Any, scheduler: DDPMScheduler, folder: Path) -> None:
-    """With the ten classes, and one that stands for none."""
     names = dict(enumerate(CLASSES))
     ClassConditionalLDMPipeline(
-        unet=unet, scheduler=scheduler, vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
+        unet=unet, scheduler=DDPMScheduler(), vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
     ).save_pretrained(folder)
 
 
@@ -188,8 +169,7 @@ def choices_table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tasks = parser.add_subparsers(dest="task", required=True)
-    tasks.add_parser("begin").add_argument("folder", type=Path)
-    beginning = tasks.add_parser("begin-long")
+    beginning = tasks.add_parser("begin")
     beginning.add_argument("folder", type=Path)
     beginning.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
     beginning.add_argument("--dropout", type=float, default=DROPOUT)
@@ -198,7 +178,7 @@ def main() -> None:
     measuring.add_argument("photographs", type=Path, help="the folder with train, validation and test")
     measuring.add_argument("--work", type=Path, required=True)
     measuring.add_argument("--name", default="garments_teacher", help="of the results")
-    measuring.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    measuring.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0])
     choosing = tasks.add_parser("choose", help="of several runs")
     choosing.add_argument("runs", type=Path, nargs="+")
     choosing.add_argument("photographs", type=Path)
@@ -210,10 +190,7 @@ def main() -> None:
         print(choices_table(found))
         return
     if options.task == "begin":
-        begin(options.folder)
-        return
-    if options.task == "begin-long":
-        begin_long(options.folder, options.channels, options.dropout)
+        begin(options.folder, options.channels, options.dropout)
         return
     result = RESULTS / f"{options.name}.json"
     picture = result.with_suffix(".png")

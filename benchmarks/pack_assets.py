@@ -3,7 +3,7 @@
     slimdpm train --recipe recipes/demo-teacher.yaml -o runs/demo-teacher
     python benchmarks/pack_assets.py pipeline runs/demo-teacher demo-teacher
 
-    python benchmarks/pack_assets.py pipeline runs/garments-teacher garments-teacher
+    python benchmarks/pack_assets.py pipeline runs/garments-v garments-teacher
     python benchmarks/pack_assets.py images clothing
 
 The images are those of a folder with ``train/`` and ``test/``, which hold a folder for each class: cut and shrunk as

@@ -109,8 +109,9 @@ def test_the_teacher_runs_once_for_a_batch():
 
 
 def test_frozen_parameters_stay_and_the_others_move(teacher_folder, image_folder, tmp_path):
-    start = job(teacher_folder, image_folder, train__steps=1, train__lr=1e-12)
-    moved = job(teacher_folder, image_folder, train__freeze=["*.gate.*"], train__lr=1e-2)
+    start = job(teacher_folder, image_folder, student__kind="spectral", train__steps=1, train__lr=1e-12)
+    frozen = {"student__kind": "spectral", "train__freeze": ["*.gate.*"]}
+    moved = job(teacher_folder, image_folder, **frozen, train__lr=1e-2)
     for name, one in (("start", start), ("moved", moved)):
         run_job(one, tmp_path / name, report=False)
     before, after = weights(tmp_path / "start"), weights(tmp_path / "moved")

@@ -111,7 +111,8 @@ def test_gates_are_those_of_the_network():
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, teacher_folder, image_folder):
     folder = tmp_path_factory.mktemp("runs") / "slim"
-    sets = ["train.steps=1", "train.batch_size=2", "samples.count=2", "samples.steps=2", "student.ratio=2"]
+    sets = ["train.steps=1", "train.batch_size=2", "samples.count=2", "samples.steps=2"]
+    sets += ["student.ratio=2", "student.kind=spectral"]
     values = {"task": "slim", "teacher": str(teacher_folder), "data": {"path": str(image_folder)}}
     run_job(plan_job(load_recipe(None, sets, values=values)), folder)
     return folder

@@ -85,8 +85,18 @@ def test_it_tells_everything_reads_no_weights_and_writes_nothing(outline_folder,
 
 
 @pytest.mark.usefixtures("any_memory")
+def test_gates_are_made_where_they_are_asked_for(outline_folder, image_folder, tmp_path):
+    (tmp_path / "gated.yaml").write_text("student: {kind: spectral}")
+    command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--width", 8, "--dry-run", "--json"]
+    recipe = ["--recipe", tmp_path / "gated.yaml"]
+    asked = [([], "plain"), (["--gated"], "spectral"), (recipe, "spectral"), ([*recipe, "--plain"], "plain")]
+    for words, kind in asked:
+        assert json.loads(invoke(*command, *words))["recipe"]["student"]["kind"] == kind
+
+
+@pytest.mark.usefixtures("any_memory")
 def test_the_command_for_a_plain_student(outline_folder, image_folder, tmp_path):
-    command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--plain", "--dry-run"]
+    command = ["slim", outline_folder, image_folder, "-o", tmp_path / "run", "--dry-run"]
     for budget in (["--ratio", "3"], ["--width", "8"], ["--max-macs", "3M"], ["--max-params", "60K"]):
         values = json.loads(invoke(*command, *budget, "--json"))
         assert values["student"]["class"] == "UNet2DModel" and values["recipe"]["student"]["kind"] == "plain"

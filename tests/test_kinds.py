@@ -25,7 +25,7 @@ from slimdpm.unet import FixedHeadsUNet2DModel
 
 pytestmark = pytest.mark.slow
 
-QUICK = [*TRIAL, "train.checkpoint_every=2"]
+QUICK = [*TRIAL, "train.checkpoint_every=2", "student.kind=spectral"]  # plain ones are in test_plain.py
 
 
 def church():

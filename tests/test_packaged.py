@@ -65,7 +65,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(words, monkeypatch, caps
 def test_what_ships_is_small():
     folders = [folder for folder in ASSETS.iterdir() if folder.is_dir()]
     size = {folder.name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
-    assert size["garments"] <= 8 * 2**20 and size["garments-teacher"] <= 12e6 and sum(size.values()) <= 24e6
+    assert size["garments"] <= 8 * 2**20 and size["garments-teacher"] <= 12e6
+    assert sum(size.values()) <= 27e6  # the wheel, which has little else: 30
     assert "CC0" in (ASSETS / "garments/README.md").read_text()
 
 
