@@ -19,7 +19,7 @@ import torch
 from ablation.tables import markdown
 from rich.console import Console
 
-from slimdpm.demo.judge import EACH, SCHEDULER, STEPS, Judge
+from slimdpm.demo.judge import EACH, GUIDANCE, SCHEDULER, STEPS, Judge
 from slimdpm.demo.students import demo_recipe, lasting, lite_recipe, seconds_per_step
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.recipe import Recipe
@@ -34,7 +34,6 @@ from slimdpm.training.run import run_job
 RESULTS = Path(__file__).parent / "results/demo_choices.json"
 LITE, BASE = "fair Lite", "Spectral"
 BUDGET = 400  # steps of the base
-GUIDANCE = 2.0  # which suited the teacher that the demo had then
 
 
 def distilled(kind: str = "spectral", reuse: int = 4, **settings: float) -> dict[str, dict[str, Any]]:

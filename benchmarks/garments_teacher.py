@@ -9,10 +9,19 @@ r"""The teachers of garments: how they begin, and what they are worth.
     python benchmarks/garments_teacher.py measure runs/long clothing --work runs/long-measured \
         --name garments_teacher_long
 
-``slimdpm:garments-teacher``, the demo's, learns from it to predict v, on a CPU:
+``slimdpm:garments-teacher``, that of the packaged students, learns from it to predict v, on a CPU:
 
     slimdpm slim --recipe recipes/garments-teacher-v.yaml -o runs/garments-v
     python benchmarks/garments_teacher.py measure runs/garments-v clothing --work runs/garments-v-measured
+
+``slimdpm:garments-teacher-small``, the demo's, begins as the ablation's teacher, which knows no classes and has seen
+160,000 images: with an embedding of the ten classes that adds nothing at first.
+
+    python benchmarks/garments_teacher.py begin-small runs/small-begin
+    slimdpm train clothing/train -o runs/garments-small --like runs/small-begin \
+        --recipe recipes/garments-teacher-small.yaml
+    python benchmarks/garments_teacher.py measure runs/garments-small clothing --work runs/small-measured \
+        --name garments_teacher_small --guidance 1 2
 
 Measured on the photographs of ``validation/`` and ``test/``, which nothing is trained on: kernel distance, the share of
 samples whose class a classifier of real photographs names, and whether a teacher remembers: how near its samples are to
@@ -31,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers import DDPMScheduler, UNet2DModel
 from garments import CLASSES, SAMPLES, Judge
@@ -38,6 +48,7 @@ from rich.console import Console
 
 from slimdpm.demo.judge import Photographs
 from slimdpm.method.cost import measure_model
+from slimdpm.method.networks import build
 from slimdpm.pipelines import ClassConditionalLDMPipeline
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -53,8 +64,17 @@ CHANNELS, DROPOUT = (32, 64, 128), 0.1
 SHOWN = 20  # samples beside their nearest training photographs, of the highest guidance
 
 
+def begin_small(folder: Path) -> None:
+    """The ablation's teacher with an embedding of classes, all zeros."""
+    unconditional = load_pipeline(kept_teacher("32"))
+    unet = build({**unconditional.unet.config, "_class_name": "UNet2DModel", "num_class_embeds": len(CLASSES) + 1})
+    unet.load_state_dict(unconditional.unet.state_dict(), strict=False)
+    torch.nn.init.zeros_(unet.class_embedding.weight)
+    _save(unet, DDPMScheduler.from_config(unconditional.scheduler.config), folder)
+
+
 def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
-    """An untrained network for the ten classes, and one that stands for none."""
+    """An untrained network."""
     lower = len(channels) - 2  # levels with attention
     unet = UNet2DModel(
         sample_size=32,
@@ -68,9 +88,14 @@ def begin(folder: Path, channels: Sequence[int], dropout: float) -> None:
         dropout=dropout,
         num_class_embeds=len(CLASSES) + 1,
     )
+    _save(unet, DDPMScheduler(), folder)
+
+
+def _save(unet: Any, scheduler: DDPMScheduler, folder: Path) -> None:
+    """With the ten classes, and one that stands for none."""
     names = dict(enumerate(CLASSES))
     ClassConditionalLDMPipeline(
-        unet=unet, scheduler=DDPMScheduler(), vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
+        unet=unet, scheduler=scheduler, vqvae=None, class_embedder=None, id2label=names, null_class=len(CLASSES)
     ).save_pretrained(folder)
 
 
@@ -169,6 +194,7 @@ def choices_table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     tasks = parser.add_subparsers(dest="task", required=True)
+    tasks.add_parser("begin-small").add_argument("folder", type=Path)
     beginning = tasks.add_parser("begin")
     beginning.add_argument("folder", type=Path)
     beginning.add_argument("--channels", type=int, nargs="+", default=CHANNELS)
@@ -188,6 +214,9 @@ def main() -> None:
     if options.task == "choose":
         found = choose(options.runs, options.guidance, options.photographs, options.work, Display(Console()))
         print(choices_table(found))
+        return
+    if options.task == "begin-small":
+        begin_small(options.folder)
         return
     if options.task == "begin":
         begin(options.folder, options.channels, options.dropout)

@@ -4,6 +4,7 @@
     python benchmarks/pack_assets.py pipeline runs/demo-teacher demo-teacher
 
     python benchmarks/pack_assets.py pipeline runs/garments-v garments-teacher
+    python benchmarks/pack_assets.py pipeline runs/garments-small garments-teacher-small
     python benchmarks/pack_assets.py images clothing
 
 The images are those of a folder with ``train/`` and ``test/``, which hold a folder for each class: cut and shrunk as

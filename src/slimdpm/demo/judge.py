@@ -31,7 +31,7 @@ SIZE = 32  # pixels
 EACH = 12  # samples of a class
 STEPS = 20
 SCHEDULER = "dpm++"
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
