@@ -156,10 +156,11 @@ def card(name: str, found: dict[str, Any]) -> str:
             amounts.parameters(network["cost"]["params"]),
             amounts.macs(network["cost"]["macs"]),
             f"{network['milliseconds']:.1f} ms",
-            f"{network['guidance'][f'{SHOWN_AT:g}']['kernel distance']:.3f}",
-            f"{network['guidance'][f'{SHOWN_AT:g}']['named']:.0%}",
+            f"{guided['kernel distance']:.3f}",
+            f"{guided['named']:.0%}",
         ]
         for who, network in (("this student", ours), ("its teacher", teacher))
+        for guided in [network["guidance"][f"{SHOWN_AT:g}"]]
     ]
     heads = ["", "parameters", "MACs", "a step, one CPU thread", "kernel distance", "class named"]
     return CARD.format(

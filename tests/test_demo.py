@@ -1,4 +1,4 @@
-"""The demo end to end with few steps: two students of equal cost and seconds, measured beside their teacher."""
+"""The demo end to end with few steps: three students of equal cost and seconds, measured beside their teacher."""
 
 import json
 

@@ -248,7 +248,7 @@ def sample(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs and report.html.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of Spectral; the others' follow.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of plain; the others' follow.")] = None,
 ) -> None:
     """Slim a teacher of garments in a few minutes on a CPU: no download, no argument.
 
