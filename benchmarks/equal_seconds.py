@@ -47,7 +47,7 @@ TIMED, UNTIMED = 32, 16  # steps of each student that are timed, and before them
 SIZE = SIZES["32"]
 BASE = "spectral, reuse 1"
 LITE = "fair lite"
-CORE = [LITE, BASE, "spectral, reuse 4", "spectral, reuse 8"]
+CORE = [LITE, BASE, "spectral, reuse 4", "plain, reuse 4", "spectral, reuse 8"]
 RATE = 8e-3  # the best of three for Lite and for gated networks, on the images for choices (docs/findings.md)
 
 
