@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/timed_budget.py clothing-64.npz --size 32 --work runs/timed-budget
 
-Three students of the ablation's teacher, trained and judged as the ablation's: `--ratio 12`; a budget in time as
-slimdpm plans it, which is mostly the shallowest and widest; and the deepest that is as fast. The networks are planned
-once, by the processor's time of one thread. It can be stopped and started; --steps and --images make it smaller. Eager
-PyTorch on a CPU cannot make the students of the small teachers 8 times faster, hence --speedup. Saves
-timed_budget_SIZE.json.
+Four students of the ablation's teacher, trained and judged as the ablation's: `--ratio 12`; the shallowest of that
+ratio; a budget in time as slimdpm plans it, which is mostly the shallowest and widest; and the deepest that is as fast.
+The networks are planned once, by the processor's time of one thread. It can be stopped and started; --steps and
+--images make it smaller. On a CPU the students of the small teachers cannot be 8 times faster, hence --speedup. Saves
+timed_budget_SIZE_RUNTIME.json.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rich.console import Console
 
 from slimdpm.method.cost import measure
 from slimdpm.method.depth import DEPTH, depths
+from slimdpm.method.runtimes import CPU, PYTORCH, RUNTIMES, described_runtime
 from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
 from slimdpm.pipelines.loading import load_pipeline
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--size", default="32")
     parser.add_argument("--teacher", type=Path, help="its folder; by default the one in benchmarks/teachers")
     parser.add_argument("--speedup", type=float, default=2.5)
+    parser.add_argument("--runtime", choices=RUNTIMES, default=PYTORCH)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of the training; by default the ablation's")
     parser.add_argument("--images", type=int, help="samples of each network; by default the ablation's")
@@ -86,9 +88,12 @@ def planned(options: argparse.Namespace) -> dict[str, Any]:
         return json.loads(file.read_text())
     torch.set_num_threads(1)
     teacher = {**load_pipeline(teacher_of(options)).unet.config, "_class_name": "UNet2DModel"}
-    watch, budget = Stopwatch(teacher, torch.device("cpu"), clock=time.process_time), TimeBudget(options.speedup)
+    watch = Stopwatch(teacher, CPU, clock=time.process_time, runtime=options.runtime)
+    budget, shallowest = TimeBudget(options.speedup), depths(student_base(teacher, "plain", {}))[-1]
+    depth = {key: shallowest[key] for key in DEPTH if key in shallowest}
     configs: dict[str, Mapping[str, Any]] = {
         f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO)).config,
+        f"ratio {RATIO}, shallowest": plan_student(teacher, Budget(ratio=RATIO), overrides=depth).config,
         "in time": plan_in_time(teacher, budget, watch).config,
         "in time, deepest": deepest(teacher, budget, watch),
     }
@@ -152,12 +157,13 @@ def saved(options: argparse.Namespace, networks: Mapping[str, Any]) -> dict[str,
     facts = {
         "speedup": options.speedup,
         "clock": "processor's time, one thread",
+        "runtime": described_runtime(options.runtime),
         "steps": options.steps or SIZES[options.size].student_settings["train.steps"],
         "samples": options.images or SIZES[options.size].images,
         "hardware": machine_facts(),
     }
     results = {"facts": facts, "networks": dict(networks), "seeds": seeds}
-    write_json(options.output / f"timed_budget_{options.size}.json", results)
+    write_json(options.output / f"timed_budget_{options.size}_{options.runtime}.json", results)
     return results
 
 

@@ -18,6 +18,7 @@ import garments_students
 import numpy as np
 import pytest
 import recipe_keys
+import timed_budget
 import typer
 import yaml
 from ablation import tables
@@ -260,6 +261,21 @@ def test_milliseconds_are_those_measured():
         for batch, figures in zip((1, 8), images, strict=True):
             measured = found["milliseconds"][f"one thread, processor time, batch {batch}"][network].values()
             assert [float(f) for f in re.findall(r"[0-9.]+", figures)] == pytest.approx([*measured], rel=0.01)
+
+
+def test_a_budget_in_time_is_worth_what_was_measured():
+    page = (ROOT / "docs/cost.md").read_text(encoding="utf-8")
+    distances = {}
+    for runtime in ("pytorch", "onnxruntime"):
+        results = json.loads((ROOT / f"benchmarks/results/timed_budget_32_{runtime}.json").read_text())
+        assert timed_budget.table(results).strip() in page
+        for name in results["networks"].keys() - {"teacher"}:
+            pairs = [(seed[name], seed["ratio 12"]) for seed in results["seeds"].values()]
+            distances[runtime, name] = np.mean([a["kernel distance"] / b["kernel distance"] for a, b in pairs])
+    shallow, deep = (distances["pytorch", name] for name in ("in time", "in time, deepest"))
+    assert f"{shallow:.2f} of its kernel distance" in page and f"has {deep:.2f} of it" in page.replace("\n", " ")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"has {np.mean(shallow / deep):.2f} of the\n  kernel distance of a deep" in changelog
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from collections import defaultdict
 
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 
 from slimdpm import run_folder
 from slimdpm.cli.main import app
-from slimdpm.method import timed_plan
+from slimdpm.method import runtimes, timed_plan
 from slimdpm.method.cost import WidthCounter, measure
 from slimdpm.method.depth import depths, left_out
 from slimdpm.method.inherit import inherited_weights
 from slimdpm.method.networks import build, example_inputs, once_per_config
+from slimdpm.method.runtimes import exported_call
 from slimdpm.method.slimming import student_base
 from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time, widths
 from slimdpm.method.widths import proportional
@@ -27,10 +29,14 @@ from slimdpm.recipe_file import load_recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.training import timed_student
+from slimdpm.unet import SpectralUNet2DModel
 
 DEEP = {**TINY, "_class_name": "UNet2DModel", "block_out_channels": (16, 32), "norm_num_groups": 4}
 DEEP |= {"layers_per_block": 2, "mid_block_type": "UNetMidBlock2D", "add_attention": True}
+TINIEST = {**TINY, "_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": (8,), "norm_num_groups": 2}
+TINIEST |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
 
+XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2, "projection_class_embeddings_input_dim": 20}
 
 counters = defaultdict(WidthCounter)  # by what is not width: hundreds of widths are looked at
 WIDTH = ("block_out_channels", "norm_num_groups", "attention_head_dim")
@@ -199,10 +205,74 @@ def test_a_stopwatch_counts_by_its_clock():
     assert stopwatch([]) == (0.5, []) and stopwatch([DEEP, DEEP]) == (0.5, [0.5, 0.5])
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_stopwatch_runs_the_graph_where_it_is_told(runtime, monkeypatch):
+    called = []
+    true = runtimes.exported_call
+
+    def noted(network, *args, **options):
+        call = true(network, *args, **options)
+        return lambda: called.append((network.config["block_out_channels"], call()))
+
+    monkeypatch.setattr(timed_plan, "exported_call", noted)
+    stopwatch = Stopwatch(TINIEST, torch.device("cpu"), runtime=runtime)
+    theirs, ours = stopwatch([{**TINIEST, "block_out_channels": (4,)}])
+    assert theirs > 0 and len(ours) == 1 and ours[0] > 0
+    assert {channels for channels, _ in called} == {(8,), (4,)}
+    assert all(image.shape == (1, 3, 8, 8) for _, image in called)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        (UNet2DModel, {**TINY, "num_class_embeds": 3}),
+        (UNet2DConditionModel, TINY_CONDITION),
+        (UNet2DConditionModel, {**TINY_CONDITION, **XL}),
+        (SpectralUNet2DModel, TINY),
+    ],
+)
+def test_the_graph_that_is_timed_computes_the_network(network, config):
+    network = network(**config)
+    torch.manual_seed(0)
+    inputs = example_inputs(network.config, batch=3, tokens=5)
+    with torch.no_grad():
+        expected = network.eval()(**inputs).sample
+    torch.manual_seed(0)
+    found = exported_call(network, "onnxruntime", batch=3, tokens=5)()
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_runtime_is_there_and_has_a_budget(tmp_path, monkeypatch):
+    def profiled(*words):
+        with pytest.raises(SlimdpmError) as refused:
+            CliRunner().invoke(app, ["profile", str(tmp_path), *words], catch_exceptions=False)
+        return str(refused.value)
+
+    with pytest.raises(SlimdpmError, match="runtime belongs to a budget in time"):
+        load_recipe(values={"data": {"path": "x"}, "student": {"ratio": 8, "runtime": "onnxruntime"}})
+    UNet2DModel(**TINY).save_config(tmp_path)
+    assert "--runtime onyx: choose pytorch, onnxruntime, openvino" in profiled("--time", "--runtime", "onyx")
+    assert "on the CPU" in profiled("--layers", "--runtime", "onnxruntime")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "OpenVINO is not installed: pip install 'slimdpm[openvino]'" in profiled("--time", "--runtime", "openvino")
+
+
+@pytest.mark.slow
+def test_profile_times_the_exported_graphs(tmp_path):
+    UNet2DModel(**TINY).save_config(tmp_path)
+    words = ("--time", "--batch", "1,2", "--rounds", "2", "--runtime", "onnxruntime")
+    result = CliRunner().invoke(app, ["profile", str(tmp_path), *words, "--json"], catch_exceptions=False)
+    (about,) = json.loads(result.stdout).values()
+    assert all(about["seconds"][size]["low"] > 0 for size in ("1", "2"))
+    shown = CliRunner().invoke(app, ["profile", str(tmp_path), *words], catch_exceptions=False).stdout
+    assert re.search(r"measured on: CPU, .* ONNX Runtime \d", " ".join(shown.split()))
+
+
 class Fake:
     """A stopwatch whose figures follow from the configs."""
 
-    def __init__(self, teacher, device, *, tokens):
+    def __init__(self, teacher, device, *, tokens, runtime="pytorch"):
         self.teacher = teacher
 
     def __call__(self, configs):
@@ -237,9 +307,10 @@ def test_profile_lists_the_students_of_a_speedup(tmp_path, monkeypatch):
 def test_a_run_keeps_the_student_that_was_measured(teacher_folder, image_folder, tmp_path, monkeypatch, any_memory):
     monkeypatch.setattr(timed_student, "Stopwatch", Fake)
     run = tmp_path / "run"
-    words = (teacher_folder, image_folder, "--speedup", 1.5, "-o", run)
+    words = (teacher_folder, image_folder, "--speedup", 1.5, "--runtime", "onnxruntime", "-o", run)
     assert slim(*words, *options("train.steps=1")).exit_code == 0
     timed = RunFolder(run).recipe().student.timed
+    assert timed.runtime.startswith("ONNX Runtime")
     assert timed.teacher_ms / timed.student_ms >= 1.5
     monkeypatch.setattr(timed_student, "Stopwatch", Broken)
     assert f"{timed.student_ms:.2f} ms a call" in slim(*words, *options("train.steps=2"), "--dry-run").stdout
@@ -249,7 +320,9 @@ def test_a_run_keeps_the_student_that_was_measured(teacher_folder, image_folder,
     assert slim(*elsewhere, "--set", "train.steps=1").exit_code == 0
     configs = [(folder / "student/unet/config.json").read_text() for folder in (run, tmp_path / "elsewhere")]
     assert configs[0] == configs[1]
-    changed = CliRunner().invoke(app, ["slim", *map(str, words[:2]), "--speedup", "1.6", "-o", str(run), *options()])
+    changed = CliRunner().invoke(
+        app, ["slim", *map(str, words[:2]), "--speedup", "1.6", *words[4:6], "-o", str(run), *options()]
+    )
     assert isinstance(changed.exception, SlimdpmError) and "student.speedup differs" in str(changed.exception)
 
 

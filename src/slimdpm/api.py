@@ -33,6 +33,7 @@ def slim(
     max_params: float | str | None = None,
     speedup: float | None = None,
     max_ms: float | None = None,
+    runtime: str | None = None,
     gated: bool | None = None,
     init: str | None = None,
     steps: int | None = None,
@@ -60,6 +61,8 @@ def slim(
         speedup: how many times faster than the teacher one call of it shall be; candidates of several widths and
             depths are measured on this machine.
         max_ms: milliseconds of one call at most, measured in the same way.
+        runtime: where both are measured: ``"pytorch"`` (the default), or ``"onnxruntime"`` or ``"openvino"`` on the
+            CPU.
         gated: whether the student resamples through wavelet gates, as in the paper, or as its teacher does, in a
             U-Net that loads without slimdpm; by default what the recipe says, or else without.
         init: its first weights, ``"teacher"`` or ``"random"``.
@@ -82,7 +85,7 @@ def slim(
         SlimdpmError: for whatever the user can mend; its text says what.
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "runtime": runtime, "init": init}
     length = {"steps": steps, "hours": hours, "until": until}
     rest = {**length, "gated": gated, "size": size, "held_out": held_out, "recipe": recipe, "settings": settings}
     return _run(output, progress, "slim", teacher, data, student, **rest)
@@ -100,6 +103,7 @@ def train(
     max_params: float | str | None = None,
     speedup: float | None = None,
     max_ms: float | None = None,
+    runtime: str | None = None,
     steps: int | None = None,
     hours: float | None = None,
     size: Size | None = None,
@@ -114,8 +118,8 @@ def train(
         model: a preset (see `slimdpm.PRESETS`), a config.json, or a folder with one.
         like: a pipeline whose U-Net, scheduler and autoencoder are taken, instead of a model.
         output: as for `slim`.
-        ratio, width, max_macs, max_params, speedup, max_ms: the budget of a plain U-Net that is smaller than that
-            network: Lite.
+        ratio, width, max_macs, max_params, speedup, max_ms, runtime: the budget of a plain U-Net that is smaller
+            than that network: Lite.
         steps, hours, size, recipe, settings, progress: as for `slim`.
 
     Returns:
@@ -126,7 +130,7 @@ def train(
     """
     base = None if model is None else str(model)
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "base": base}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "runtime": runtime, "base": base}
     rest = {"size": size, "steps": steps, "hours": hours, "recipe": recipe, "settings": settings}
     return _run(output, progress, "train", like, data, student, **rest)
 

@@ -63,6 +63,9 @@ class StudentRecipe(Section):
     """times faster than the teacher, one call of the network on this machine: chooses widths and depth"""
     max_ms: float | None = Field(None, gt=0, le=1e6)
     """milliseconds at most of one call of the network on this machine: chooses widths and depth"""
+    runtime: Literal["pytorch", "onnxruntime", "openvino"] | None = None
+    """where `speedup` and `max_ms` are measured: `pytorch`, which is the default and takes the GPU if there is one, or
+    `onnxruntime` or `openvino` on the CPU, for a student that will be exported"""
     timed: TimedStudent | None = None
     """what `speedup` or `max_ms` chose and where it was measured; written into the run's recipe, and a recipe that has
     it gives the same student on any machine"""
@@ -86,6 +89,8 @@ class StudentRecipe(Section):
             raise ValueError(f"{self.budgets[0]} chooses the widths: leave block_out_channels out of the overrides")
         if self.layout is not None and "block_out_channels" in self.overrides:
             raise ValueError("layout chooses the widths: leave block_out_channels out of the overrides")
+        if self.runtime is not None and not self.in_time:
+            raise ValueError("runtime belongs to a budget in time: give speedup or max_ms with it, or leave it out")
         if self.timed is not None and not self.in_time:
             raise ValueError("timed belongs to a budget in time: give speedup or max_ms with it, or leave it out")
         return self

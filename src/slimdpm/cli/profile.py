@@ -32,6 +32,9 @@ def profile(
     size: Annotated[Any, size_option("Of the input in (latent) pixels.  [default: the config's]")] = None,
     time: Annotated[bool, typer.Option("--time", help="Measure milliseconds on this machine.")] = False,
     batch: Annotated[str, typer.Option(help="Of --time: batch sizes.")] = "1,8",
+    runtime: Annotated[
+        str, typer.Option(help="Of --time and --speedup: pytorch, or on the CPU onnxruntime or openvino.")
+    ] = "pytorch",
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of --time: calls of each network.")] = 20,
     layers: Annotated[bool, typer.Option("--layers", help="Milliseconds by kind of layer, batch 1.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
@@ -42,25 +45,28 @@ def profile(
     MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
     adds the products inside attention. MB are of the weights in single precision. With --time random weights are made
     and the networks take turns, each in the memory format in which it is faster; the figure is the median, with the
-    quartiles in --json.
+    quartiles in --json. --runtime exports them first, as ``slimdpm export`` would, and times the graphs.
 
         slimdpm profile ldm4-spectral ldm4-lite --against ldm4
 
         slimdpm profile path/to/pipeline --ratio 4,8,12,18 --speedup 4,8 --time
+
+        slimdpm profile path/to/pipeline --speedup 4,8,12 --time --runtime onnxruntime
     """
     from slimdpm.method.presets import PRESETS, find_network
 
+    _check_runtime(runtime, device, layers)
     networks = [find_network(name) for name in models or PRESETS]
     teacher = networks[0] if size is None else replace(networks[0], config={**networks[0].config, "sample_size": size})
     networks += _students(teacher, numbers(ratio or "", "--ratio", float))
-    networks += _timed_students(teacher, numbers(speedup or "", "--speedup", float), device)
+    networks += _timed_students(teacher, numbers(speedup or "", "--speedup", float), device, runtime)
     if size is not None:
         networks = [replace(network, config={**network.config, "sample_size": size}) for network in networks]
     values = _costs(networks, find_network(against) if against else None, size)
     machine = None
     if time or layers:
         batches = numbers(batch, "--batch", int) if time else []
-        machine = _time(values, networks, batches, rounds, layers, device, silent=as_json)
+        machine = _time(values, networks, batches, rounds, layers, device, runtime, silent=as_json)
     if as_json:
         print(json.dumps(values, indent=2))
         return
@@ -77,6 +83,16 @@ def profile(
         console.print(figures_table(["ms by kind of layer", *kinds], split))
     if machine:
         console.print(f"measured on: {machine}; median of {rounds} calls that take turns", highlight=False)
+
+
+def _check_runtime(runtime: str, device: str | None, layers: bool) -> None:
+    from slimdpm.method.runtimes import PYTORCH, RUNTIMES, described_runtime
+
+    if runtime not in RUNTIMES:
+        raise SlimdpmError(f"--runtime {runtime}: choose {', '.join(RUNTIMES)}")
+    if runtime != PYTORCH and (layers or device not in (None, "cpu")):
+        raise SlimdpmError(f"--runtime {runtime} runs whole networks on the CPU: leave out --layers and --device")
+    described_runtime(runtime)  # raises if it is not installed
 
 
 def _costs(networks: Sequence[Any], against: Any, size: Any) -> dict[str, dict[str, Any]]:
@@ -105,20 +121,27 @@ def _students(teacher: Any, ratios: Sequence[float]) -> list[Any]:
     return students
 
 
-def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None) -> list[Any]:
+def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None, runtime: str) -> list[Any]:
     """The students that ``slimdpm slim --speedup`` would make of a network."""
     from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
-    from slimdpm.system.processes import pick_device
 
     if not speedups:
         return []
-    watch = Stopwatch(teacher.config, pick_device(device), tokens=teacher.tokens)
+    watch = Stopwatch(teacher.config, _place(device, runtime), tokens=teacher.tokens, runtime=runtime)
     students = []
     for speedup in speedups:
         plan = plan_in_time(teacher.config, TimeBudget(speedup), watch, tokens=teacher.tokens)
         note = f"student of {teacher.name}, {plan.student_seconds * 1e3:.1f} ms"
         students.append(replace(teacher, name=f"{speedup:g} times faster", config=plan.config, note=note))
     return students
+
+
+def _place(device: str | None, runtime: str) -> Any:
+    """Where networks are measured."""
+    from slimdpm.method.runtimes import CPU, PYTORCH
+    from slimdpm.system.processes import pick_device
+
+    return pick_device(device) if runtime == PYTORCH else CPU
 
 
 def _time(
@@ -128,28 +151,34 @@ def _time(
     rounds: int,
     layers: bool,
     device: str | None,
+    runtime: str,
     *,
     silent: bool,
 ) -> str:
     """Put seconds beside the costs. Returns on what they were measured."""
     from slimdpm.method.latency import best_latencies, layer_seconds, random_network
+    from slimdpm.method.runtimes import PYTORCH, described_runtime, exported_call, exported_latencies
     from slimdpm.system.machine import device_facts
-    from slimdpm.system.processes import pick_device
 
-    place = pick_device(device)
+    place = _place(device, runtime)
     built = {network.name: random_network(network.config, place) for network in networks}
     tokens = {network.name: network.tokens for network in networks}
     work = len(batches) + (len(built) if layers else 0)
     with Display(None if silent else Console(stderr=True)).task("measuring", work, unit="passes") as task:
         for size in batches:
-            found = best_latencies(built, rounds=rounds, batch=size, tokens=tokens)
-            for name, (latency, layout) in found.items():
-                values[name].setdefault("seconds", {})[size] = {**vars(latency), "memory_format": layout}
+            if runtime == PYTORCH:
+                found = best_latencies(built, rounds=rounds, batch=size, tokens=tokens)
+                timed = {name: {**vars(latency), "memory_format": form} for name, (latency, form) in found.items()}
+            else:
+                calls = {n: exported_call(net, runtime, batch=size, tokens=tokens[n]) for n, net in built.items()}
+                timed = {name: vars(latency) for name, latency in exported_latencies(calls, rounds=rounds).items()}
+            for name, about in timed.items():
+                values[name].setdefault("seconds", {})[size] = about
             task.advance()
         for name, network in built.items() if layers else ():
             values[name]["layer_seconds"] = layer_seconds(network, rounds=rounds, tokens=tokens[name])
             task.advance()
-    return device_facts(place)
+    return f"{device_facts(place)}, {described_runtime(runtime)}"
 
 
 def _cells(about: Mapping[str, Any]) -> list[str]:

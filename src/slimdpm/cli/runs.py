@@ -31,6 +31,10 @@ Speedup = Annotated[
     typer.Option(help="Times faster than the teacher, measured on this machine: chooses widths and depth."),
 ]
 MaxMs = Annotated[float | None, typer.Option(help="Milliseconds of one call of the network at most, in the same way.")]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="Of --speedup and --max-ms: pytorch, onnxruntime or openvino, on the CPU.  [default: pytorch]"),
+]
 Gated = Annotated[
     bool | None,
     typer.Option(
@@ -85,6 +89,7 @@ def slim(
     max_params: MaxParams = None,
     speedup: Speedup = None,
     max_ms: MaxMs = None,
+    runtime: Runtime = None,
     gated: Gated = None,
     init: Init = None,
     steps: Steps = None,
@@ -105,14 +110,14 @@ def slim(
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/cat --ratio 12
 
-        slimdpm slim google/ddpm-cat-256 photos/ -o runs/fast --speedup 10
+        slimdpm slim google/ddpm-cat-256 photos/ -o runs/fast --speedup 10 --runtime onnxruntime
 
         slimdpm slim google/ddpm-cat-256 photos/ -o runs/good --until 1.05
 
         slimdpm slim google/ddpm-cat-256 teacher -o runs/cat --set data.samples.count=20000
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "init": init}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "runtime": runtime, "init": init}
     _start(
         output,
         dry_run,
@@ -146,6 +151,7 @@ def train(
     max_params: MaxParams = None,
     speedup: Speedup = None,
     max_ms: MaxMs = None,
+    runtime: Runtime = None,
     steps: Steps = None,
     hours: Hours = None,
     size: Size = None,
@@ -162,7 +168,7 @@ def train(
     slimdpm train photos/ -o runs/lite --like runs/teacher --ratio 12
     """
     budget = {"ratio": ratio, "width": width, "max_macs": max_macs, "max_params": max_params}
-    student = {**budget, "speedup": speedup, "max_ms": max_ms, "base": model}
+    student = {**budget, "speedup": speedup, "max_ms": max_ms, "runtime": runtime, "base": model}
     _start(
         output,
         dry_run,

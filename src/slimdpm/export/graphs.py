@@ -10,10 +10,7 @@ text encoder   input_ids (B, T) → last_hidden_state (B, T, D); XL's two hidden
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.export.storage import PROTOBUF
 from slimdpm.method.networks import call, example_inputs
+from slimdpm.method.runtimes import quiet_export
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.sizes import sides
@@ -188,7 +186,7 @@ def to_onnx(graph: Graph, file: Path) -> None:
         SlimdpmError: for a network that PyTorch cannot export.
     """
     batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
-    with _quiet(), torch.inference_mode():
+    with quiet_export(), torch.inference_mode():
         try:
             program: Any = torch.onnx.export(
                 graph.module.eval(),
@@ -231,16 +229,3 @@ def _remove_notes(model: Any) -> None:
         value.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

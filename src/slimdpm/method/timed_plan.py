@@ -17,6 +17,7 @@ import torch
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.depth import DEPTH, depths
 from slimdpm.method.latency import brief_latencies, random_network
+from slimdpm.method.runtimes import PYTORCH, exported_call, exported_latencies
 from slimdpm.method.slimming import MIN_CHANNELS, student_base
 from slimdpm.method.widths import granularities, ladder, proportional, with_widths
 from slimdpm.system.errors import SlimdpmError
@@ -62,21 +63,37 @@ class Stopwatch:
         device: to measure on.
         tokens: length of the conditioning sequence.
         clock: see `slimdpm.method.latency.timings`.
+        runtime: one of `slimdpm.method.runtimes.RUNTIMES`; those that are not PyTorch want a CPU.
     """
 
     def __init__(
-        self, teacher: Config, device: torch.device, *, tokens: int = 77, clock: Callable[[], float] = time.perf_counter
+        self,
+        teacher: Config,
+        device: torch.device,
+        *,
+        tokens: int = 77,
+        clock: Callable[[], float] = time.perf_counter,
+        runtime: str = PYTORCH,
     ):
-        self.device, self.tokens, self.clock = device, tokens, clock
-        self._teacher = random_network(teacher, device)
+        self.device, self.tokens, self.clock, self.runtime = device, tokens, clock, runtime
+        self._teacher = self._ready(teacher)
 
     def __call__(self, configs: Sequence[Config]) -> tuple[float, list[float]]:
         """Median seconds of the teacher, and of each of these networks; they take turns."""
-        networks = {TEACHER: self._teacher}
-        networks |= {str(number): random_network(config, self.device) for number, config in enumerate(configs)}
-        tokens = dict.fromkeys(networks, self.tokens)
-        seconds = brief_latencies(networks, seconds=SECONDS / _STAGES, tokens=tokens, clock=self.clock)
+        ready = {TEACHER: self._teacher}
+        ready |= {str(number): self._ready(config) for number, config in enumerate(configs)}
+        if self.runtime == PYTORCH:
+            tokens = dict.fromkeys(ready, self.tokens)
+            seconds = brief_latencies(ready, seconds=SECONDS / _STAGES, tokens=tokens, clock=self.clock)
+        else:
+            found = exported_latencies(ready, seconds=SECONDS / _STAGES, clock=self.clock)
+            seconds = {name: latency.median for name, latency in found.items()}
         return seconds.pop(TEACHER), list(seconds.values())
+
+    def _ready(self, config: Config) -> Any:
+        """A network of this config as its runtime calls it."""
+        network = random_network(config, self.device)
+        return network if self.runtime == PYTORCH else exported_call(network, self.runtime, tokens=self.tokens)
 
 
 Measure = Callable[[Sequence[Config]], tuple[float, list[float]]]
@@ -135,8 +152,7 @@ def plan_in_time(
 def best(costs: Sequence[Cost]) -> int:
     """Which of several students of one speed, of different depths, is taken: the one of most MACs.
 
-    That is mostly the shallowest and widest. Whether it is the best can only be found by training them
-    (``benchmarks/timed_budget.py``); nothing else here depends on the rule.
+    That is mostly the shallowest and widest, and trained it is the best by far (``benchmarks/timed_budget.py``).
     """
     return max(range(len(costs)), key=lambda number: (costs[number].macs, costs[number].params))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from slimdpm.method.runtimes import CPU, PYTORCH, described_runtime
 from slimdpm.method.slimming import student_base
 from slimdpm.method.timed_plan import SECONDS, Stopwatch, TimeBudget, plan_in_time
 from slimdpm.recipe import Recipe
 from slimdpm.student_recipe import TimedStudent
-from slimdpm.system.machine import device_facts, runtime_facts
+from slimdpm.system.machine import device_facts
 from slimdpm.system.processes import by_the_first, pick_device
 from slimdpm.system.progress import Display
 
@@ -37,17 +38,19 @@ def timed_recipe(recipe: Recipe, base: Config, measured: Config, tokens: int, di
 
 
 def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display: Display) -> TimedStudent:
-    student, device = recipe.student, pick_device(None)
+    student, place = recipe.student, recipe.student.runtime or PYTORCH
     assert student.kind is not None
-    machine, runtime = device_facts(device), runtime_facts()
+    device = pick_device(None) if place == PYTORCH else CPU
+    machine, runtime = device_facts(device), described_runtime(place)
+    seconds = f"{SECONDS:.0f} seconds" if place == PYTORCH else "a minute"
     display.say(
-        f"measuring students of several widths and depths on {machine}, {runtime}: about {SECONDS:.0f} seconds, "
+        f"measuring students of several widths and depths on {machine}, {runtime}: about {seconds}, "
         "more for large networks"
     )
     found = plan_in_time(
         base,
         TimeBudget(student.speedup, student.max_ms),
-        Stopwatch(measured, device, tokens=tokens),
+        Stopwatch(measured, device, tokens=tokens, runtime=place),
         machine=f"{machine}, {runtime}",
         kind=student.kind,
         overrides=student.overrides,
