@@ -1,5 +1,6 @@
 """The command line in its own process: what it prints, and one line and exit code 2 for a user's mistake."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,14 +9,16 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
-from helpers import TINY, TRIAL, Forked, command
+from diffusers import DiffusionPipeline, UNet2DModel, VQModel
+from helpers import TINY, TRIAL, Forked, command, embedded_class_pipeline, latent_pipeline
 from typer.testing import CliRunner
 
 import slimdpm
 from slimdpm import SlimdpmError
 from slimdpm.cli import main
 from slimdpm.cli.main import app
+from slimdpm.pipelines.image_time import ImageTime, image_times
+from slimdpm.pipelines.shell import shell_of
 
 QUICK = ["--width", "8", "--steps", "2", *(word for setting in TRIAL for word in ("--set", setting))]
 
@@ -82,6 +85,41 @@ def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tm
     assert "ms, batch 1" in said and "student of" in said and "measured on: CPU, 1 threads" in said
     with pytest.raises(SlimdpmError, match="--ratio 2,x: give numbers from 1 on"):
         invoke("profile", tmp_path, "--ratio", "2,x")
+
+
+def test_an_image_is_its_condition_its_steps_and_its_decoder(tmp_path, monkeypatch):
+    """By a clock of one second a look: each part takes one; the guided network is called once a step, with both."""
+    pipeline = embedded_class_pipeline()
+    batches = []
+    monkeypatch.setattr(type(pipeline.unet), "forward", noted(type(pipeline.unet).forward, batches))
+    ticks = itertools.count()
+    (found,) = image_times(
+        {"x": (shell_of(pipeline), pipeline.unet)}, steps=7, rounds=3, clock=lambda: next(ticks)
+    ).values()
+    assert found == ImageTime(condition=1, step=1, decoder=1, steps=7) and found.whole == 9
+    assert batches == [2] * 4  # three rounds, and one that is not counted
+
+
+def noted(forward, batches):
+    def called(network, sample, *args, **options):
+        batches.append(len(sample))
+        return forward(network, sample, *args, **options)
+
+    return called
+
+
+@pytest.mark.slow
+def test_profile_times_images_of_pipelines_and_of_their_students(tmp_path):
+    latent_pipeline(VQModel).save_pretrained(tmp_path)
+    told = json.loads(invoke("profile", tmp_path, "--ratio", "2", "--image", "5", "--json"))
+    assert len(told) == 3
+    for about in told.values():
+        image = about["image"]
+        assert image["steps"] == 5 and image["step"] > 0 and image["decoder"] > 0
+        assert image["whole"] == pytest.approx(image["condition"] + 5 * image["step"] + image["decoder"])
+    assert "5 steps" in invoke("profile", tmp_path, "--image", "5")
+    with pytest.raises(SlimdpmError, match="--image needs pipelines"):
+        invoke("profile", "--image", "5")
 
 
 @pytest.mark.parametrize("command", [[], ["slim"], ["train"], ["sample"], ["profile"], ["demo"]])

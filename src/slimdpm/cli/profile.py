@@ -36,6 +36,10 @@ def profile(
         str, typer.Option(help="Of --time and --speedup: pytorch, or on the CPU onnxruntime or openvino.")
     ] = "pytorch",
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of --time: calls of each network.")] = 20,
+    image: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Of pipelines: seconds of an image of so many steps, part by part."),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Milliseconds by kind of layer, batch 1.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -52,6 +56,8 @@ def profile(
         slimdpm profile path/to/pipeline --ratio 4,8,12,18 --speedup 4,8 --time
 
         slimdpm profile path/to/pipeline --speedup 4,8,12 --time --runtime onnxruntime
+
+        slimdpm profile path/to/pipeline --ratio 4,12 --image 50
     """
     from slimdpm.method.presets import PRESETS, find_network
 
@@ -67,6 +73,9 @@ def profile(
     if time or layers:
         batches = numbers(batch, "--batch", int) if time else []
         machine = _time(values, networks, batches, rounds, layers, device, runtime, silent=as_json)
+    images = _image_times(models or [], networks, image, device, silent=as_json) if image else {}
+    for name, found in images.items():
+        values[name]["image"] = found.as_dict()
     if as_json:
         print(json.dumps(values, indent=2))
         return
@@ -81,6 +90,11 @@ def profile(
         split = [[name, *(f"{about['layer_seconds'][k] * 1e3:.1f}" for k in kinds)] for name, about in values.items()]
         console.print()
         console.print(figures_table(["ms by kind of layer", *kinds], split))
+    if images:
+        parts = ["condition", f"{image} steps", "decoder", "whole"]
+        split = [[n, *map(_seconds, (f.condition, f.steps * f.step, f.decoder, f.whole))] for n, f in images.items()]
+        console.print()
+        console.print(figures_table(["seconds of an image", *parts], split))
     if machine:
         console.print(f"measured on: {machine}; median of {rounds} calls that take turns", highlight=False)
 
@@ -179,6 +193,37 @@ def _time(
             values[name]["layer_seconds"] = layer_seconds(network, rounds=rounds, tokens=tokens[name])
             task.advance()
     return f"{device_facts(place)}, {described_runtime(runtime)}"
+
+
+def _image_times(
+    models: Sequence[str], networks: Sequence[Any], steps: int, device: str | None, *, silent: bool
+) -> dict[str, Any]:
+    """The `ImageTime` of each pipeline, and of students in their teacher's."""
+    from slimdpm.method.latency import random_network
+    from slimdpm.pipelines.image_time import image_times
+    from slimdpm.pipelines.loading import load_pipeline
+    from slimdpm.pipelines.shell import network_of, shell_of
+    from slimdpm.system.processes import pick_device
+
+    if not models:
+        raise SlimdpmError("--image needs pipelines: presets are networks alone")
+    place, pairs = pick_device(device), {}
+    with Display(None if silent else Console(stderr=True)).task(
+        "measuring images", len(networks), unit="networks"
+    ) as task:
+        for model in models:
+            pipeline = load_pipeline(model).to(place)
+            pairs[model] = shell_of(pipeline), network_of(pipeline)
+        shell = pairs[models[0]][0]
+        for network in networks[len(models) :]:
+            pairs[network.name] = shell, random_network(network.config, place)
+        found = image_times(pairs, steps=steps)
+        task.advance(len(networks))
+    return found
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _cells(about: Mapping[str, Any]) -> list[str]:
