@@ -8,7 +8,6 @@ MACs (multiply-accumulates) have two conventions, and every figure names its own
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from slimdpm.method.networks import ShapesAlone, call, example_inputs, once_per_config, outline
+from slimdpm.method.networks import call, example_inputs, once_per_config, outline
+from slimdpm.method.shapes import MacCounter
 from slimdpm.system import amounts
 from slimdpm.system.errors import blamed
 from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
-_CONV_LINEAR = ("convolution", "addmm", "mm")  # what torch's counter calls a convolution and a linear layer
+_OWNERS = (Attention, WaveletGatingDown, WaveletGatingUp)  # layers that compute beside what is in them
 
 
 @dataclass(frozen=True)
@@ -65,22 +64,22 @@ def measure_model(model: Any, *, size: Size | None = None, tokens: int = 77) -> 
     if next(model.parameters()).device.type != "meta":
         model = outline(model.config)
     inputs = example_inputs(model.config, size=size, tokens=tokens, device="meta")
-    flops = _counted(model, inputs)["Global"]
+    counter = _counted(model, inputs)
+    paper = sum(counter.layers.values())
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
-        macs=sum(flops.get(op, 0) for op in _CONV_LINEAR) // 2,
-        macs_all=sum(flops.values()) // 2,
+        macs=paper,
+        macs_all=paper + sum(counter.products.values()),
     )
 
 
-def _counted(model: Any, inputs: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """The FLOPs of a forward pass by layer (with those inside it; all are ``"Global"``) and operation."""
-    # Training mode or not makes no difference to the count; attention is counted because meta has no fused kernel.
+def _counted(model: Any, inputs: dict[str, Any]) -> MacCounter:
+    """The MACs of a forward pass by layer."""
+    # Training mode or not makes no difference to the count.
     complaint = f"the config of this {type(model).__name__} fits no forward pass"
-    with blamed(complaint), FlopCounterMode(display=False) as counter, torch.no_grad(), ShapesAlone():
+    with blamed(complaint), torch.no_grad(), MacCounter(model, _OWNERS) as counter:
         call(model, inputs.pop("sample"), inputs.pop("timestep"), inputs)
-    counts = counter.get_flop_counts()
-    return {name: {str(op).rpartition(".")[2]: n for op, n in found.items()} for name, found in counts.items()}
+    return counter
 
 
 class WidthCounter:
@@ -97,7 +96,7 @@ class WidthCounter:
 
     def __init__(self, *, size: Size | None = None, tokens: int = 77):
         self.size, self.tokens = size, tokens
-        self._uses: dict[str, tuple[int, int]] = {}  # FLOPs for each weight or channel: of conv+linear, and of all
+        self._uses: dict[str, tuple[int, int]] = {}  # MACs for each weight or channel: of conv+linear, and of products
         self._costs: dict[tuple[int, ...], Cost] = {}  # by widths
 
     def measure(self, config: Mapping[str, Any]) -> Cost:
@@ -112,21 +111,14 @@ class WidthCounter:
         extents = {name: extent for name, module in model.named_modules() if (extent := _extent(module))}
         if not extents.keys() <= self._uses.keys():
             self._count(model, extents)
-        paper, everything = (
-            sum(self._uses[name][kind] * extent for name, extent in extents.items()) // 2 for kind in (0, 1)
-        )
-        return Cost(sum(p.numel() for p in model.parameters()), paper, everything)
+        paper, products = (sum(self._uses[n][kind] * extent for n, extent in extents.items()) for kind in (0, 1))
+        return Cost(sum(p.numel() for p in model.parameters()), paper, paper + products)
 
     def _count(self, model: Any, extents: Mapping[str, int]) -> None:
         inputs = example_inputs(model.config, size=self.size, tokens=self.tokens, device="meta")
-        counts = _counted(model, inputs)
-        root = type(model).__name__
+        counter = _counted(model, inputs)
         for name, extent in extents.items():
-            inside = [f"{root}.{other}" for other in extents if other.startswith(f"{name}.")]
-            own = Counter(counts.get(f"{root}.{name}", {}))
-            for other in inside:
-                own.subtract(counts.get(other, {}))
-            self._uses[name] = sum(own[op] for op in _CONV_LINEAR) // extent, sum(own.values()) // extent
+            self._uses[name] = counter.layers[name] // extent, counter.products[name] // extent
 
 
 def _extent(module: Any) -> int:

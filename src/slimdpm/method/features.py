@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdpm.method.networks import ShapesAlone, example_inputs, once_per_config, outline
+from slimdpm.method.networks import example_inputs, once_per_config, outline
+from slimdpm.method.shapes import ShapesAlone
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import Size
 

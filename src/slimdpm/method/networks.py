@@ -12,12 +12,11 @@ import torch
 from diffusers import ConfigMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from slimdpm.method.dit import TransformerDenoiser
+from slimdpm.method.shapes import ShapesAlone
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.sizes import Size, described, sample_size, sides
 from slimdpm.unet import FixedHeadsUNet2DModel, SpectralUNet2DConditionModel, SpectralUNet2DModel
@@ -83,18 +82,6 @@ def outline(config: Mapping[str, Any]) -> Any:
     """`build` within `outlines`."""
     with outlines():
         return build(config)
-
-
-class ShapesAlone(TorchFunctionMode):
-    """Forward passes on the meta device within it leave norms and activations out, which change no shape and have no
-    MACs: what PyTorch does for them there, in Python, takes as long as all the rest."""
-
-    _shapeless = frozenset(
-        getattr(functional, name) for name in ("group_norm", "layer_norm", "silu", "gelu", "dropout")
-    )
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if function in self._shapeless else function(*args, **(kwargs or {}))
 
 
 def check_known(name: Any) -> str:

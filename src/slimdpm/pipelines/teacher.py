@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
-from slimdpm.method.networks import ShapesAlone, call, like, map_inputs, once_per_config, outline, outlines
+from slimdpm.method.networks import call, like, map_inputs, once_per_config, outline, outlines
+from slimdpm.method.shapes import ShapesAlone
 from slimdpm.pipelines.borrowing import borrowed
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.pipelines.shell import Shell, _supported, network_of, shell_of
