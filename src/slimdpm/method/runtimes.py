@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -132,10 +133,28 @@ def _flat(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _opened_onnx(package: Any, file: Path) -> Callable[[dict[str, Any]], Any]:
     options = package.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
+    if _one_pool(package):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     session = package.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(None, arrays)[0]
+
+
+@cache
+def _one_pool(package: Any) -> bool:
+    """Whether all sessions have the same threads, as many as PyTorch has now.
+
+    Threads of ONNX Runtime that have nothing to do keep a core busy for a while: those of one session would take it
+    from another that is measured next, and make it up to three times slower.
+    """
+    try:
+        package.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
+    except (AttributeError, RuntimeError):  # an older release, or sessions have such threads already
+        return False
+    return True
 
 
 def _opened_openvino(package: Any, file: Path) -> Callable[[dict[str, Any]], Any]:
