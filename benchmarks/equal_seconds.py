@@ -197,6 +197,12 @@ class Study:
         }
 
 
+def joined(known: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What other sittings measured, and this one's, in the order in which the table has had them."""
+    names = [*known, *(name for name in found if name not in known)]
+    return {name: {**known.get(name, {}), **found.get(name, {})} for name in names}
+
+
 COLUMNS = {  # of which images, and what
     "error": ("evaluation", "overall"),
     "upper half": ("evaluation", "upper-half"),
@@ -240,7 +246,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = Study(options.data, options.work, options.only, range(options.seeds)).run()
-    write_json(options.output / "equal_seconds.json", results)
+    file = options.output / "equal_seconds.json"
+    known = json.loads(file.read_text())["cells"] if file.exists() else {}
+    write_json(file, results := {**results, "cells": joined(known, results["cells"])})
     print(table(results))
 
 

@@ -81,8 +81,14 @@ def test_profile_measures_networks_and_the_students_that_a_ratio_makes_of_one(tm
         assert [*about["seconds"]] == ["1", "2"] and about["layer_seconds"].keys() >= {"convolution", "rest"}
         assert all(0 < s["low"] <= s["median"] <= s["high"] for s in about["seconds"].values())
         assert min(about["layer_seconds"].values()) >= 0
+        assert 4 * about["params"] < about["peak_bytes"]["1"] < about["peak_bytes"]["2"]
     said = invoke("profile", tmp_path, "--ratio", "2", "--time", "--batch", "1", "--rounds", "1")
-    assert "ms, batch 1" in said and "student of" in said and "measured on: CPU, 1 threads" in said
+    assert (
+        "ms, batch 1" in said
+        and "peak MB, batch 1" in said
+        and "student of" in said
+        and "measured on: CPU, 1 threads" in said
+    )
     with pytest.raises(SlimdpmError, match="--ratio 2,x: give numbers from 1 on"):
         invoke("profile", tmp_path, "--ratio", "2,x")
 

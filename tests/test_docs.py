@@ -274,6 +274,8 @@ def test_a_budget_in_time_is_worth_what_was_measured():
             distances[runtime, name] = np.mean([a["kernel distance"] / b["kernel distance"] for a, b in pairs])
     shallow, deep = (distances["pytorch", name] for name in ("in time", "in time, deepest"))
     assert f"{shallow:.2f} of its kernel distance" in page and f"has {deep:.2f} of it" in page.replace("\n", " ")
+    for beside in ("README.md", "docs/findings.md"):
+        assert f"{shallow:.2f} of its kernel distance" in (ROOT / beside).read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"has {np.mean(shallow / deep):.2f} of the\n  kernel distance of a deep" in changelog
 

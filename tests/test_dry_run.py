@@ -18,10 +18,11 @@ from slimdpm.cli.main import app
 from slimdpm.data.arrays import Arrays
 from slimdpm.method.cost import measure
 from slimdpm.method.distiller import Distiller, TappedStudent
+from slimdpm.method.live_memory import GRADIENTS, peak_bytes
 from slimdpm.method.networks import build
 from slimdpm.recipe_file import load_recipe
 from slimdpm.training.dry_run import forecast, labelled, lines
-from slimdpm.training.memory import _GRADIENTS, estimate_memory
+from slimdpm.training.memory import estimate_memory
 from slimdpm.training.plan import plan_job
 
 
@@ -211,13 +212,22 @@ def test_a_step_takes_what_real_tensors_take(checkpointing):
     assert estimated.teacher == sum(p.numel() for p in teacher.unet.parameters()) * 4
 
 
+def test_a_call_takes_what_real_tensors_take():
+    config = {**TINY, "_class_name": "UNet2DModel"}
+    network = build(config)
+    with RealStorages(network) as real, torch.no_grad():
+        network(torch.randn(3, 3, 16, 16), torch.zeros(3, dtype=torch.long))
+    weights = sum(p.nbytes for p in network.parameters())
+    assert peak_bytes(config, batch=3) == pytest.approx(weights + real.peak, rel=0.02)
+
+
 def test_gradients_have_the_shapes_that_torch_gives_them():
     norm, silu = torch.ops.aten.native_group_norm_backward.default, torch.ops.aten.silu_backward.default
     x, weight, mean = torch.randn(2, 8, 3, 5), torch.randn(8), torch.randn(2, 4)
     arguments = {norm: (x, x, mean, mean, weight, 2, 8, 15, 4, [True, True, True]), silu: (x, x)}
-    assert arguments.keys() == _GRADIENTS.keys()
+    assert arguments.keys() == GRADIENTS.keys()
     for function, given in arguments.items():
-        for ours, theirs in zip(tree_leaves(_GRADIENTS[function](*given)), tree_leaves(function(*given)), strict=True):
+        for ours, theirs in zip(tree_leaves(GRADIENTS[function](*given)), tree_leaves(function(*given)), strict=True):
             assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
 
 

@@ -49,7 +49,8 @@ def profile(
     MACs are of one forward pass, batch 1. *conv+linear* counts convolutions and linear layers, as papers do; *all*
     adds the products inside attention. MB are of the weights in single precision. With --time random weights are made
     and the networks take turns, each in the memory format in which it is faster; the figure is the median, with the
-    quartiles in --json. --runtime exports them first, as ``slimdpm export`` would, and times the graphs.
+    quartiles in --json; peak MB are the weights and what else lives at once in a call of PyTorch, by shapes. --runtime
+    exports them first, as ``slimdpm export`` would, and times the graphs.
 
         slimdpm profile ldm4-spectral ldm4-lite --against ldm4
 
@@ -82,9 +83,14 @@ def profile(
     first = next(iter(values.values()))
     headings = ["network", "parameters", "MB", "MACs conv+linear", "MACs all"]
     headings += [f"{against} ÷ it"] if against else []
-    headings += [f"ms, batch {n}" for n in first.get("seconds", ())]
     rows = [[network.name, *_cells(values[network.name]), network.note] for network in networks]
     console.print(figures_table([*headings, ""], rows, texts=(0, len(headings))))
+    if sizes := first.get("seconds"):
+        split = [[name, *_times(about), *_peaks(about)] for name, about in values.items()]
+        console.print()
+        console.print(
+            figures_table(["a call", *(f"{what}, batch {n}" for what in ("ms", "peak MB") for n in sizes)], split)
+        )
     if layers:
         kinds = list(first["layer_seconds"])
         split = [[name, *(f"{about['layer_seconds'][k] * 1e3:.1f}" for k in kinds)] for name, about in values.items()]
@@ -171,6 +177,7 @@ def _time(
 ) -> str:
     """Put seconds beside the costs. Returns on what they were measured."""
     from slimdpm.method.latency import best_latencies, layer_seconds, random_network
+    from slimdpm.method.live_memory import peak_bytes
     from slimdpm.method.runtimes import PYTORCH, described_runtime, exported_call, exported_latencies
     from slimdpm.system.machine import device_facts
 
@@ -188,6 +195,9 @@ def _time(
                 timed = {name: vars(latency) for name, latency in exported_latencies(calls, rounds=rounds).items()}
             for name, about in timed.items():
                 values[name].setdefault("seconds", {})[size] = about
+            for network in networks:
+                peak = peak_bytes(network.config, batch=size, tokens=network.tokens)
+                values[network.name].setdefault("peak_bytes", {})[size] = peak
             task.advance()
         for name, network in built.items() if layers else ():
             values[name]["layer_seconds"] = layer_seconds(network, rounds=rounds, tokens=tokens[name])
@@ -229,8 +239,15 @@ def _seconds(value: float) -> str:
 def _cells(about: Mapping[str, Any]) -> list[str]:
     macs = [amounts.macs(about[kind]) for kind in ("macs", "macs_all")]
     ratio = [f"{about['ratio']:.2f}"] if "ratio" in about else []
-    seconds = [f"{latency['median'] * 1e3:.1f}" for latency in about.get("seconds", {}).values()]
-    return [amounts.parameters(about["params"]), f"{about['megabytes']:.1f}", *macs, *ratio, *seconds]
+    return [amounts.parameters(about["params"]), f"{about['megabytes']:.1f}", *macs, *ratio]
+
+
+def _times(about: Mapping[str, Any]) -> list[str]:
+    return [f"{latency['median'] * 1e3:.1f}" for latency in about["seconds"].values()]
+
+
+def _peaks(about: Mapping[str, Any]) -> list[str]:
+    return [f"{peak / 1e6:,.1f}" for peak in about["peak_bytes"].values()]
 
 
 def numbers(text: str, option: str, kind: Any) -> list[Any]:

@@ -10,20 +10,19 @@ libraries themselves. docs/paper-tasks.md says how far it was off.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from slimdpm.method.distiller import TappedStudent
-from slimdpm.method.networks import EXTRA, build, call, example_inputs, outlines
+from slimdpm.method.live_memory import CPU, Live, imagined_network
+from slimdpm.method.networks import EXTRA, build, call, example_inputs
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.sizes import sides
 from slimdpm.training.accelerator import split_batch
@@ -31,7 +30,6 @@ from slimdpm.training.job import Job
 from slimdpm.training.lessons import batches_kept
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32 in every precision
-CPU = "cpu"  # named at each tensor: within `torch.device` all of a fake tensor's operations are asked for theirs
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,11 @@ def estimate_memory(job: Job, processes: int = 1) -> Memory:
     micro_batch, accumulation = split_batch(recipe, processes)
     # Fake tensors of a CPU: its fused attention and its autocast are like a GPU's.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = _imagined_network(build, job.plan.config)
+        unet = imagined_network(build, job.plan.config)
         student = TappedStudent(unet, job.pairs)
         if recipe.train.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        guide = _imagined_network(build, job.teacher.config) if job.teacher else None
+        guide = imagined_network(build, job.teacher.config) if job.teacher else None
         shell = _imagined_shell(job.shell)
         job = replace(job, shell=shell)
         trained, averaged = _bytes(student), _bytes(unet)
@@ -120,7 +118,7 @@ def _step(job: Job, student: TappedStudent, teacher: Any, batch: int, *, grown: 
     distiller = job.distiller(student, teacher, CPU)
     lower = recipe.train.precision != "fp32"
     called = convert_outputs_to_fp32(student.forward) if lower else student
-    with _Live(student, teacher, *shell.frozen) as live:
+    with Live(student, teacher, *shell.frozen) as live:
         if grown:
             for parameter in student.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -149,7 +147,7 @@ def _sampling(job: Job, unet: Any, teacher: Any) -> int:
     """The most that a batch of samples takes: decoding it, or in pixel space a prediction of the larger network."""
     shell, count = job.shell, min(job.recipe.samples.batch_size, job.recipe.samples.count)
     network = unet if teacher is None else teacher
-    with _Live(unet, teacher, *shell.frozen) as live:
+    with Live(unet, teacher, *shell.frozen) as live:
         x = torch.zeros(count, *shell.shape, device=CPU)
         if shell.autoencoder is None:
             conditions = _conditions(network.config, count, shell.conditioning.tokens)
@@ -169,65 +167,9 @@ def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
 def _imagined_shell(shell: Shell) -> Shell:
     if shell.autoencoder is None:
         return shell
-    autoencoder = _imagined_network(type(shell.autoencoder).from_config, shell.autoencoder.config)
+    autoencoder = imagined_network(type(shell.autoencoder).from_config, shell.autoencoder.config)
     return replace(shell, autoencoder=autoencoder.requires_grad_(False).eval())
-
-
-def _imagined_network(make: Callable[[Any], Any], config: Mapping[str, Any]) -> Any:
-    with unset_fake_temporarily(), outlines():  # initial values would be imagined one by one
-        network = make(config)
-    for module in network.modules():  # not Module.to_empty, which swaps the data of tensors
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device=CPU)))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CPU))
-    return network
 
 
 def _bytes(module: nn.Module) -> int:
     return FLOAT * sum(p.numel() for p in module.parameters())
-
-
-# Gradients are of their inputs' shapes. Torch goes through the arithmetic to find that out, 40 ms for each new shape.
-_GRADIENTS: dict[Any, Callable] = {
-    torch.ops.aten.native_group_norm_backward.default: lambda grad, x, mean, rstd, weight, *sizes_and_mask: (
-        torch.empty_like(x),
-        torch.empty_like(weight),
-        torch.empty_like(weight),
-    ),
-    torch.ops.aten.silu_backward.default: lambda grad, x: torch.empty_like(x),
-}
-
-
-class _Live(TorchDispatchMode):
-    """Adds up the storages that are alive, but for the weights of some networks.
-
-    Attributes:
-        now: bytes alive.
-        peak: the most that there were.
-    """
-
-    def __init__(self, *networks: nn.Module | None):
-        super().__init__()
-        self.now = self.peak = 0
-        weights = [p for network in networks if network is not None for p in network.parameters()]
-        self._known = {p.untyped_storage()._cdata for p in weights}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = _GRADIENTS.get(function, function)(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return output
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
-        if name not in self._known:
-            self._known.add(name)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, name, size)
-
-    def _forget(self, name: int, size: int) -> None:
-        self._known.discard(name)
-        self.now -= size
