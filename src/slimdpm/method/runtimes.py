@@ -7,8 +7,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimdpm.method.latency import Latency, timings
+from slimdpm.method.latency import Latency
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.machine import runtime_facts
@@ -27,6 +28,7 @@ PYTORCH, ONNX, OPENVINO = "pytorch", "onnxruntime", "openvino"
 RUNTIMES = {PYTORCH: "PyTorch", ONNX: "ONNX Runtime", OPENVINO: "OpenVINO"}
 CPU = torch.device("cpu")
 _OPSET = 18
+_REST, _BURST = 0.1, 5  # seconds before a turn, and calls in it
 
 
 def described_runtime(runtime: str) -> str:
@@ -73,6 +75,9 @@ def exported_latencies(
 ) -> dict[str, Latency]:
     """Seconds of each of these calls, see `exported_call`; they take turns.
 
+    Idle threads of ONNX Runtime keep a core busy for a while: those of one session would take it from another that is
+    measured next, and make it up to three times slower. So each turn begins with a rest and a call that is not counted.
+
     Args:
         calls: by name.
         rounds: of each; by default as many as make up about `seconds`, 20 at most and 1 at least.
@@ -80,11 +85,26 @@ def exported_latencies(
         clock: see `slimdpm.method.latency.timings`.
     """
     if rounds is None:
-        first = timings(calls, CPU, rounds=1, clock=clock)
+        first = _in_turns(calls, 1, clock)
         rounds = min(20, int(seconds / max(sum(latency.median for latency in first.values()), 1e-9)))
         if rounds <= 1:
             return first
-    return timings(calls, CPU, rounds=rounds, clock=clock)
+    return _in_turns(calls, rounds, clock)
+
+
+def _in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, Latency]:
+    """Each is called so often, `_BURST` times in a turn."""
+    rest = _REST if torch.get_num_threads() > 1 else 0.0
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for first in range(0, rounds, _BURST):
+        for name, run in calls.items():
+            time.sleep(rest)
+            run()
+            for _ in range(min(_BURST, rounds - first)):
+                start = clock()
+                run()
+                seconds[name].append(clock() - start)
+    return {name: Latency.of(values) for name, values in seconds.items()}
 
 
 def _export(network: nn.Module, inputs: dict[str, Tensor], file: Path) -> None:
@@ -134,27 +154,9 @@ def _flat(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 def _opened_onnx(package: Any, file: Path) -> Callable[[dict[str, Any]], Any]:
     options = package.SessionOptions()
     options.log_severity_level = 4
-    if _one_pool(package):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = torch.get_num_threads()
     session = package.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(None, arrays)[0]
-
-
-@cache
-def _one_pool(package: Any) -> bool:
-    """Whether all sessions have the same threads, as many as PyTorch has now.
-
-    Threads of ONNX Runtime that have nothing to do keep a core busy for a while: those of one session would take it
-    from another that is measured next, and make it up to three times slower.
-    """
-    try:
-        package.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
-    except (AttributeError, RuntimeError):  # an older release, or sessions have such threads already
-        return False
-    return True
 
 
 def _opened_openvino(package: Any, file: Path) -> Callable[[dict[str, Any]], Any]:
@@ -165,17 +167,16 @@ def _opened_openvino(package: Any, file: Path) -> Callable[[dict[str, Any]], Any
 
 
 def _imported(runtime: str) -> Any:
+    """The runtime's package; what exports to it must be there, too."""
+    extra = "openvino" if runtime == OPENVINO else "export"
     try:
-        if runtime == ONNX:
-            import onnxruntime
-
-            return onnxruntime
-        import openvino
-
-        return openvino
+        package = import_module(runtime)
     except ImportError:
-        extra = "openvino" if runtime == OPENVINO else "onnx"
         raise SlimdpmError(f"{RUNTIMES[runtime]} is not installed: pip install 'slimdpm[{extra}]'") from None
+    for name in ("onnx", "onnxscript"):
+        if find_spec(name) is None:
+            raise SlimdpmError(f"{name} is not installed, to export networks: pip install 'slimdpm[{extra}]'")
+    return package
 
 
 @contextmanager
