@@ -89,11 +89,10 @@ def planned(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     teacher = {**load_pipeline(teacher_of(options)).unet.config, "_class_name": "UNet2DModel"}
     watch = Stopwatch(teacher, CPU, clock=time.process_time, runtime=options.runtime)
-    budget, shallowest = TimeBudget(options.speedup), depths(student_base(teacher, "plain", {}))[-1]
-    depth = {key: shallowest[key] for key in DEPTH if key in shallowest}
+    budget, shallowest = TimeBudget(options.speedup), depth(depths(student_base(teacher, "plain", {}))[-1])
     configs: dict[str, Mapping[str, Any]] = {
         f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO)).config,
-        f"ratio {RATIO}, shallowest": plan_student(teacher, Budget(ratio=RATIO), overrides=depth).config,
+        f"ratio {RATIO}, shallowest": plan_student(teacher, Budget(ratio=RATIO), overrides=shallowest).config,
         "in time": plan_in_time(teacher, budget, watch).config,
         "in time, deepest": deepest(teacher, budget, watch),
     }
@@ -111,12 +110,16 @@ def deepest(teacher: Mapping[str, Any], budget: TimeBudget, watch: Stopwatch) ->
     ways = depths(student_base(teacher, "plain", {}))
     for way in ways:
         try:
-            fixed = {key: way[key] for key in DEPTH if key in way}
-            return plan_in_time(teacher, budget, watch, overrides=fixed).config
+            return plan_in_time(teacher, budget, watch, overrides=depth(way)).config
         except SlimdpmError:
             if way is ways[-1]:
                 raise
     raise AssertionError("a network has a depth")
+
+
+def depth(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config is its depth."""
+    return {key: config[key] for key in DEPTH if key in config}
 
 
 def trained(

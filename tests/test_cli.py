@@ -124,6 +124,10 @@ def test_profile_times_images_of_pipelines_and_of_their_students(tmp_path):
         assert image["steps"] == 5 and image["step"] > 0 and image["decoder"] > 0
         assert image["whole"] == pytest.approx(image["condition"] + 5 * image["step"] + image["decoder"])
     assert "5 steps" in invoke("profile", tmp_path, "--image", "5")
+    small, large = (
+        json.loads(invoke("profile", tmp_path, "--size", size, "--image", "1", "--json")) for size in (4, 64)
+    )
+    assert small[str(tmp_path)]["image"]["decoder"] < large[str(tmp_path)]["image"]["decoder"]
     with pytest.raises(SlimdpmError, match="--image needs pipelines"):
         invoke("profile", "--image", "5")
 

@@ -68,6 +68,11 @@ def test_an_autoencoders_macs_are_those_of_pytorchs_counter(kind):
     assert ours(model, run) == theirs(run)
 
 
+def test_an_upsampling_convolutions_macs_are_those_of_pytorchs_counter():
+    x, model = torch.empty(2, 6, 5, 7, device="meta"), torch.nn.ConvTranspose2d(6, 4, 3, 2, device="meta")
+    assert ours(model, lambda: model(x)) == theirs(lambda: model(x))
+
+
 def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, device="meta", dtype=dtype)
 
@@ -77,11 +82,14 @@ def meta(*shape, dtype=torch.float32):
     [
         lambda: F.conv2d(meta(2, 8, 9, 11), meta(6, 4, 3, 5), stride=(2, 1), padding=(1, 3), dilation=2, groups=2),
         lambda: F.conv2d(meta(1, 3, 8, 8), meta(4, 3, 3, 3), meta(4), 1, "same"),
+        lambda: F.conv_transpose2d(meta(2, 8, 5, 6), meta(8, 3, 4, 3), None, (2, 1), (1, 0), (1, 0), 2),
         lambda: F.linear(meta(2, 3, 5), meta(7, 5), meta(7)),
         lambda: F.scaled_dot_product_attention(meta(2, 4, 5, 6), meta(2, 4, 7, 6), meta(2, 4, 7, 6)),
         lambda: torch.baddbmm(meta(2, 3, 4), meta(2, 3, 5), meta(2, 5, 4), beta=0, alpha=0.5),
         lambda: torch.matmul(meta(2, 3, 5), meta(2, 5, 4)),
         lambda: torch.matmul(meta(3, 5), meta(2, 5, 4)),
+        lambda: F.linear(input=meta(2, 5), weight=meta(7, 5)),
+        lambda: F.scaled_dot_product_attention(query=meta(2, 5, 6), key=meta(2, 7, 6), value=meta(2, 7, 6)),
     ],
 )
 def test_results_have_pytorchs_shapes(function):

@@ -254,6 +254,7 @@ def test_a_runtime_is_there_and_has_a_budget(tmp_path, monkeypatch):
     UNet2DModel(**TINY).save_config(tmp_path)
     assert "--runtime onyx: choose pytorch, onnxruntime, openvino" in profiled("--time", "--runtime", "onyx")
     assert "on the CPU" in profiled("--layers", "--runtime", "onnxruntime")
+    assert "leave out --layers, --image" in profiled("--image", "5", "--runtime", "onnxruntime")
     with monkeypatch.context() as patched:
         patched.setattr(runtimes, "find_spec", {"onnx": True, "onnxscript": None}.get)
         assert "onnxscript is not installed" in profiled("--time", "--runtime", "onnxruntime")

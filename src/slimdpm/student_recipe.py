@@ -89,10 +89,9 @@ class StudentRecipe(Section):
             raise ValueError(f"{self.budgets[0]} chooses the widths: leave block_out_channels out of the overrides")
         if self.layout is not None and "block_out_channels" in self.overrides:
             raise ValueError("layout chooses the widths: leave block_out_channels out of the overrides")
-        if self.runtime is not None and not self.in_time:
-            raise ValueError("runtime belongs to a budget in time: give speedup or max_ms with it, or leave it out")
-        if self.timed is not None and not self.in_time:
-            raise ValueError("timed belongs to a budget in time: give speedup or max_ms with it, or leave it out")
+        for name in ("runtime", "timed"):
+            if getattr(self, name) is not None and not self.in_time:
+                raise ValueError(f"{name} belongs to a budget in time: give speedup or max_ms with it, or leave it out")
         return self
 
     @property

@@ -23,7 +23,6 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--kind", help="only inputs that the seed draws of this kind")
     parser.add_argument("--replay", type=int, nargs="+", help="these inputs alone; their folders are kept if at fault")
-    parser.add_argument("--each", type=int, help="of each kind so many at most: the first that the seed draws")
     parser.add_argument("--quick", action="store_true", help="kinds and commands of a fraction of a second")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the inputs and the result")
@@ -34,7 +33,6 @@ def main() -> int:
     warm()
     indices = options.replay or range(options.first, options.first + options.count)
     indices = [i for i in indices if options.kind is None or drawn(options.seed, i, options.quick)[0] == options.kind]
-    indices = first_of_each(options.each, options.seed, indices, options.quick) if options.each else indices
     started = time.monotonic()
     results = []
     with (place / "faults.jsonl").open("w") as faults:
@@ -48,17 +46,6 @@ def main() -> int:
     tell(results, seconds)
     write(place / "result.json", results, options.seed, seconds)
     return any(result.fault for result in results)
-
-
-def first_of_each(count: int, seed: int, indices: list[int], quick: bool) -> list[int]:
-    seen: Counter[str] = Counter()
-    chosen = []
-    for index in indices:
-        kind = drawn(seed, index, quick)[0]
-        seen[kind] += 1
-        if seen[kind] <= count:
-            chosen.append(index)
-    return chosen
 
 
 def decoys(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any
@@ -62,7 +62,7 @@ def profile(
     """
     from slimdpm.method.presets import PRESETS, find_network
 
-    _check_runtime(runtime, device, layers)
+    _check_runtime(runtime, device, bool(layers or image))
     networks = [find_network(name) for name in models or PRESETS]
     teacher = networks[0] if size is None else replace(networks[0], config={**networks[0].config, "sample_size": size})
     networks += _students(teacher, numbers(ratio or "", "--ratio", float))
@@ -74,44 +74,45 @@ def profile(
     if time or layers:
         batches = numbers(batch, "--batch", int) if time else []
         machine = _time(values, networks, batches, rounds, layers, device, runtime, silent=as_json)
-    images = _image_times(models or [], networks, image, device, silent=as_json) if image else {}
-    for name, found in images.items():
-        values[name]["image"] = found.as_dict()
+    if image:
+        _time_images(values, models or [], networks, image, size, device, silent=as_json)
     if as_json:
         print(json.dumps(values, indent=2))
         return
+    _show(networks, values, against)
+    if machine:
+        console.print(f"measured on: {machine}; median of {rounds} calls that take turns", highlight=False)
+
+
+def _show(networks: Sequence[Any], values: Mapping[str, Mapping[str, Any]], against: str | None) -> None:
+    """A table of what is counted, and one for each thing that was measured."""
     first = next(iter(values.values()))
     headings = ["network", "parameters", "MB", "MACs conv+linear", "MACs all"]
     headings += [f"{against} ÷ it"] if against else []
     rows = [[network.name, *_cells(values[network.name]), network.note] for network in networks]
     console.print(figures_table([*headings, ""], rows, texts=(0, len(headings))))
+    tables: list[tuple[list[str], Callable[[Mapping[str, Any]], list[str]]]] = []
     if sizes := first.get("seconds"):
-        split = [[name, *_times(about), *_peaks(about)] for name, about in values.items()]
+        heads = [f"{what}, batch {size}" for what in ("ms", "peak MB") for size in sizes]
+        tables.append((["a call", *heads], _of_calls))
+    if kinds := first.get("layer_seconds"):
+        tables.append((["ms by kind of layer", *kinds], _of_layers))
+    if image := first.get("image"):
+        tables.append((["seconds of an image", "condition", f"{image['steps']} steps", "decoder", "whole"], _of_image))
+    for heads, cells in tables:
         console.print()
-        console.print(
-            figures_table(["a call", *(f"{what}, batch {n}" for what in ("ms", "peak MB") for n in sizes)], split)
-        )
-    if layers:
-        kinds = list(first["layer_seconds"])
-        split = [[name, *(f"{about['layer_seconds'][k] * 1e3:.1f}" for k in kinds)] for name, about in values.items()]
-        console.print()
-        console.print(figures_table(["ms by kind of layer", *kinds], split))
-    if images:
-        parts = ["condition", f"{image} steps", "decoder", "whole"]
-        split = [[n, *map(_seconds, (f.condition, f.steps * f.step, f.decoder, f.whole))] for n, f in images.items()]
-        console.print()
-        console.print(figures_table(["seconds of an image", *parts], split))
-    if machine:
-        console.print(f"measured on: {machine}; median of {rounds} calls that take turns", highlight=False)
+        console.print(figures_table(heads, [[name, *cells(about)] for name, about in values.items()]))
 
 
-def _check_runtime(runtime: str, device: str | None, layers: bool) -> None:
+def _check_runtime(runtime: str, device: str | None, parts: bool) -> None:
     from slimdpm.method.runtimes import PYTORCH, RUNTIMES, described_runtime
 
     if runtime not in RUNTIMES:
         raise SlimdpmError(f"--runtime {runtime}: choose {', '.join(RUNTIMES)}")
-    if runtime != PYTORCH and (layers or device not in (None, "cpu")):
-        raise SlimdpmError(f"--runtime {runtime} runs whole networks on the CPU: leave out --layers and --device")
+    if runtime != PYTORCH and (parts or device not in (None, "cpu")):
+        raise SlimdpmError(
+            f"--runtime {runtime} runs whole networks on the CPU: leave out --layers, --image and --device"
+        )
     described_runtime(runtime)  # raises if it is not installed
 
 
@@ -143,25 +144,18 @@ def _students(teacher: Any, ratios: Sequence[float]) -> list[Any]:
 
 def _timed_students(teacher: Any, speedups: Sequence[float], device: str | None, runtime: str) -> list[Any]:
     """The students that ``slimdpm slim --speedup`` would make of a network."""
+    from slimdpm.method.runtimes import device_of
     from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
 
     if not speedups:
         return []
-    watch = Stopwatch(teacher.config, _place(device, runtime), tokens=teacher.tokens, runtime=runtime)
+    watch = Stopwatch(teacher.config, device_of(runtime, device), tokens=teacher.tokens, runtime=runtime)
     students = []
     for speedup in speedups:
         plan = plan_in_time(teacher.config, TimeBudget(speedup), watch, tokens=teacher.tokens)
         note = f"student of {teacher.name}, {plan.student_seconds * 1e3:.1f} ms"
         students.append(replace(teacher, name=f"{speedup:g} times faster", config=plan.config, note=note))
     return students
-
-
-def _place(device: str | None, runtime: str) -> Any:
-    """Where networks are measured."""
-    from slimdpm.method.runtimes import CPU, PYTORCH
-    from slimdpm.system.processes import pick_device
-
-    return pick_device(device) if runtime == PYTORCH else CPU
 
 
 def _time(
@@ -178,10 +172,10 @@ def _time(
     """Put seconds beside the costs. Returns on what they were measured."""
     from slimdpm.method.latency import best_latencies, layer_seconds, random_network
     from slimdpm.method.live_memory import peak_bytes
-    from slimdpm.method.runtimes import PYTORCH, described_runtime, exported_call, exported_latencies
+    from slimdpm.method.runtimes import PYTORCH, described_runtime, device_of, exported_call, exported_latencies
     from slimdpm.system.machine import device_facts
 
-    place = _place(device, runtime)
+    place = device_of(runtime, device)
     built = {network.name: random_network(network.config, place) for network in networks}
     tokens = {network.name: network.tokens for network in networks}
     work = len(batches) + (len(built) if layers else 0)
@@ -192,7 +186,7 @@ def _time(
                 timed = {name: {**vars(latency), "memory_format": form} for name, (latency, form) in found.items()}
             else:
                 calls = {n: exported_call(net, runtime, batch=size, tokens=tokens[n]) for n, net in built.items()}
-                timed = {name: vars(latency) for name, latency in exported_latencies(calls, rounds=rounds).items()}
+                timed = {name: vars(latency) for name, latency in exported_latencies(calls, rounds).items()}
             for name, about in timed.items():
                 values[name].setdefault("seconds", {})[size] = about
             for network in networks:
@@ -205,35 +199,40 @@ def _time(
     return f"{device_facts(place)}, {described_runtime(runtime)}"
 
 
-def _image_times(
-    models: Sequence[str], networks: Sequence[Any], steps: int, device: str | None, *, silent: bool
-) -> dict[str, Any]:
-    """The `ImageTime` of each pipeline, and of students in their teacher's."""
+def _time_images(
+    values: dict[str, dict[str, Any]],
+    models: Sequence[str],
+    networks: Sequence[Any],
+    steps: int,
+    size: Any,
+    device: str | None,
+    *,
+    silent: bool,
+) -> None:
+    """Put an `ImageTime` beside the costs: of each pipeline, and of students in that of the first."""
     from slimdpm.method.latency import random_network
     from slimdpm.pipelines.image_time import image_times
     from slimdpm.pipelines.loading import load_pipeline
     from slimdpm.pipelines.shell import network_of, shell_of
     from slimdpm.system.processes import pick_device
+    from slimdpm.system.sizes import each_side
 
     if not models:
         raise SlimdpmError("--image needs pipelines: presets are networks alone")
     place, pairs = pick_device(device), {}
-    with Display(None if silent else Console(stderr=True)).task(
-        "measuring images", len(networks), unit="networks"
-    ) as task:
-        for model in models:
-            pipeline = load_pipeline(model).to(place)
-            pairs[model] = shell_of(pipeline), network_of(pipeline)
-        shell = pairs[models[0]][0]
-        for network in networks[len(models) :]:
-            pairs[network.name] = shell, random_network(network.config, place)
-        found = image_times(pairs, steps=steps)
-        task.advance(len(networks))
-    return found
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3f}"
+    for model in models:
+        pipeline = load_pipeline(model).to(place)
+        shell = shell_of(pipeline)
+        if size is not None:
+            shell = shell.sized(each_side(lambda side, factor=shell.factor: side * factor, size))  # type: ignore[misc]
+        pairs[model] = shell, network_of(pipeline)
+    shell = pairs[models[0]][0]
+    for network in networks[len(models) :]:
+        pairs[network.name] = shell, random_network(network.config, place)
+    with Display(None if silent else Console(stderr=True)).task("measuring images", 1, unit="rounds") as task:
+        for name, found in image_times(pairs, steps=steps).items():
+            values[name]["image"] = found.as_dict()
+        task.advance()
 
 
 def _cells(about: Mapping[str, Any]) -> list[str]:
@@ -242,12 +241,19 @@ def _cells(about: Mapping[str, Any]) -> list[str]:
     return [amounts.parameters(about["params"]), f"{about['megabytes']:.1f}", *macs, *ratio]
 
 
-def _times(about: Mapping[str, Any]) -> list[str]:
-    return [f"{latency['median'] * 1e3:.1f}" for latency in about["seconds"].values()]
+def _of_calls(about: Mapping[str, Any]) -> list[str]:
+    times = [f"{latency['median'] * 1e3:.1f}" for latency in about["seconds"].values()]
+    return [*times, *(f"{peak / 1e6:,.1f}" for peak in about["peak_bytes"].values())]
 
 
-def _peaks(about: Mapping[str, Any]) -> list[str]:
-    return [f"{peak / 1e6:,.1f}" for peak in about["peak_bytes"].values()]
+def _of_layers(about: Mapping[str, Any]) -> list[str]:
+    return [f"{seconds * 1e3:.1f}" for seconds in about["layer_seconds"].values()]
+
+
+def _of_image(about: Mapping[str, Any]) -> list[str]:
+    image = about["image"]
+    parts = (image["condition"], image["steps"] * image["step"], image["decoder"], image["whole"])
+    return [f"{seconds:.3f}" for seconds in parts]
 
 
 def numbers(text: str, option: str, kind: Any) -> list[Any]:

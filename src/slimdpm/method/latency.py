@@ -156,10 +156,19 @@ def brief_latencies(networks: Mapping[str, Any], *, seconds: float = 6.0, **opti
 
     A single round counts if one takes longer than that. The options are those of `best_latencies`.
     """
-    first = best_latencies(networks, rounds=1, **options)
-    rounds = int(seconds / 2 / sum(latency.median for latency, _ in first.values()))  # in two memory formats
-    found = best_latencies(networks, rounds=min(rounds, 20), **options) if rounds > 1 else first
-    return {name: latency.median for name, (latency, _) in found.items()}
+
+    def measured(rounds: int) -> dict[str, Latency]:
+        return {name: found for name, (found, _) in best_latencies(networks, rounds=rounds, **options).items()}
+
+    return briefly(measured, seconds / 2)  # in two memory formats
+
+
+def briefly(measured: Callable[[int], Mapping[str, Latency]], seconds: float) -> dict[str, float]:
+    """Medians of as many rounds as make up about so many seconds, 20 at most; one counts if it takes longer."""
+    first = measured(1)
+    rounds = int(seconds / sum(latency.median for latency in first.values()))
+    found = measured(min(rounds, 20)) if rounds > 1 else first
+    return {name: latency.median for name, latency in found.items()}
 
 
 def layer_seconds(network: Any, *, rounds: int = 5, batch: int = 1, tokens: int = 77) -> dict[str, float]:

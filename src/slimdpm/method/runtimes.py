@@ -21,6 +21,7 @@ from slimdpm.method.latency import Latency
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.system.errors import SlimdpmError, first_line
 from slimdpm.system.machine import runtime_facts
+from slimdpm.system.processes import pick_device
 from slimdpm.system.sizes import Size
 from slimdpm.wavelet import WaveletGatingDown, WaveletGatingUp
 
@@ -43,6 +44,11 @@ def described_runtime(runtime: str) -> str:
     return f"{RUNTIMES[runtime]} {version(runtime)}"
 
 
+def device_of(runtime: str, device: str | None = None) -> torch.device:
+    """Where networks run: on a device that is asked for or the best that there is, in other runtimes on the CPU."""
+    return pick_device(device) if runtime == PYTORCH else CPU
+
+
 def exported_call(
     network: nn.Module, runtime: str, *, batch: int = 1, tokens: int = 77, size: Size | None = None
 ) -> Callable[[], Any]:
@@ -57,7 +63,8 @@ def exported_call(
         SlimdpmError: if the runtime is not installed, or the network cannot be exported.
     """
     package = _imported(runtime)
-    inputs = _flat(example_inputs(network.config, batch=batch, size=size, tokens=tokens))  # type: ignore[arg-type]
+    inputs = example_inputs(network.config, batch=batch, size=size, tokens=tokens)  # type: ignore[arg-type]
+    inputs |= inputs.pop("added_cond_kwargs", {})
     with TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         _export(network, inputs, file)
@@ -67,11 +74,7 @@ def exported_call(
 
 
 def exported_latencies(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int | None = None,
-    seconds: float = 6.0,
-    clock: Callable[[], float] = time.perf_counter,
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Latency]:
     """Seconds of each of these calls, see `exported_call`; they take turns.
 
@@ -80,20 +83,9 @@ def exported_latencies(
 
     Args:
         calls: by name.
-        rounds: of each; by default as many as make up about `seconds`, 20 at most and 1 at least.
-        seconds: of measuring.
+        rounds: of each, some of them in a turn.
         clock: see `slimdpm.method.latency.timings`.
     """
-    if rounds is None:
-        first = _in_turns(calls, 1, clock)
-        rounds = min(20, int(seconds / max(sum(latency.median for latency in first.values()), 1e-9)))
-        if rounds <= 1:
-            return first
-    return _in_turns(calls, rounds, clock)
-
-
-def _in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, Latency]:
-    """Each is called so often, `_BURST` times in a turn."""
     rest = _REST if torch.get_num_threads() > 1 else 0.0
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for first in range(0, rounds, _BURST):
@@ -144,11 +136,6 @@ class _Flat(nn.Module):
         sample, t = given.pop("sample"), given.pop("timestep")
         added = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
         return call(self.network, sample, t, given | ({"added_cond_kwargs": added} if added else {}))
-
-
-def _flat(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inputs without the dictionary that is one of them."""
-    return {name: v for name, v in inputs.items() if not isinstance(v, dict)} | inputs.get("added_cond_kwargs", {})
 
 
 def _opened_onnx(package: Any, file: Path) -> Callable[[dict[str, Any]], Any]:

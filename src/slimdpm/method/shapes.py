@@ -29,16 +29,17 @@ class ShapesAlone(TorchFunctionMode):
     )
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
         if function in self._shapeless:
-            return args[0]
+            return given[0]
         if rule := _RULES.get(function):
             shape, macs = rule(*args, **(kwargs or {}))
-            if shape is not None and args[0].is_meta:
-                self.count(function, args, macs)
-                return args[0].new_empty(shape)
+            if shape is not None and given[0].is_meta:
+                self.count(function, given[1], macs)
+                return given[0].new_empty(shape)
         return function(*args, **(kwargs or {}))
 
-    def count(self, function: Any, args: tuple[Any, ...], macs: int) -> None:
+    def count(self, function: Any, second: Tensor, macs: int) -> None:
         """What is done with the MACs of a call; here nothing."""
 
 
@@ -47,7 +48,7 @@ class MacCounter(ShapesAlone):
 
     Args:
         model: whose convolutions and linear layers are known by their weights.
-        kinds: layers to which all counts that happen inside of them, in no layer of the first kind, belong.
+        kinds: layers that compute themselves: what is counted in them, but by no weight of those, is theirs.
 
     Attributes:
         layers: MACs of convolutions and linear layers, by name.
@@ -76,23 +77,26 @@ class MacCounter(ShapesAlone):
         self._hooks.close()
         super().__exit__(*error)
 
-    def _leave(self) -> None:
+    def _leave(self) -> None:  # what a hook gives back would take the output's place
         self._inside.pop()
 
-    def count(self, function: Any, args: tuple[Any, ...], macs: int) -> None:
-        if function in (functional.conv2d, functional.linear):
-            self.layers[self._names.get(id(args[1]), self._inside[-1])] += macs
+    def count(self, function: Any, second: Tensor, macs: int) -> None:
+        if function in _LAYERS:  # whose second argument is their weight
+            self.layers[self._names.get(id(second), self._inside[-1])] += macs
         else:
             self.products[self._inside[-1]] += macs
 
 
-# Each takes a function's arguments and gives the shape of its result, with its MACs; None is for PyTorch to refuse.
+_LAYERS = (functional.conv2d, functional.conv_transpose2d, functional.linear)
+
+# Each takes a function's arguments, called as PyTorch calls them, and gives the shape of its result with its MACs; None
+# is for PyTorch to refuse.
 Rule = Callable[..., tuple[Shape | None, int]]
 _MISFIT = (None, 0)
 
 
 def _conv2d(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -100,6 +104,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> tuple[Shape | None, int]:
+    x = input
     if x.ndim != 4 or isinstance(padding, str) or x.shape[1] != weight.shape[1] * groups or x.dtype != weight.dtype:
         return _MISFIT
     steps, pads, gaps = map(_pair, (stride, padding, dilation))
@@ -113,10 +118,34 @@ def _conv2d(
     return shape, math.prod(shape) * weight[0].numel()
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Shape | None, int]:
-    if x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
+def _conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> tuple[Shape | None, int]:
+    if input.ndim != 4 or input.shape[1] != weight.shape[0] or input.dtype != weight.dtype:
         return _MISFIT
-    return (*x.shape[:-1], weight.shape[0]), x.numel() * weight.shape[0]
+    steps, pads, more, gaps = map(_pair, (stride, padding, output_padding, dilation))
+    sides = tuple(
+        (side - 1) * step - 2 * pad + gap * (kernel - 1) + extra + 1
+        for side, kernel, step, pad, extra, gap in zip(
+            input.shape[2:], weight.shape[2:], steps, pads, more, gaps, strict=True
+        )
+    )
+    if min(sides) < 1:
+        return _MISFIT
+    return (input.shape[0], weight.shape[1] * groups, *sides), input.numel() * weight[0].numel()
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Shape | None, int]:
+    if input.shape[-1] != weight.shape[1] or input.dtype != weight.dtype:
+        return _MISFIT
+    return (*input.shape[:-1], weight.shape[0]), input.numel() * weight.shape[0]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Shape | None, int]:
@@ -126,14 +155,22 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return shape, query.numel() * key.shape[-2] + math.prod(shape) * key.shape[-2]
 
 
-def _bmm(first: Tensor, second: Tensor) -> tuple[Shape | None, int]:
+def _bmm(input: Tensor, mat2: Tensor) -> tuple[Shape | None, int]:
+    return _product(input, mat2)
+
+
+def _matmul(input: Tensor, other: Tensor) -> tuple[Shape | None, int]:
+    return _product(input, other)
+
+
+def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, **_: Any) -> tuple[Shape | None, int]:
+    return _product(batch1, batch2)
+
+
+def _product(first: Tensor, second: Tensor) -> tuple[Shape | None, int]:
     if first.ndim < 3 or first.shape[:-2] != second.shape[:-2] or first.shape[-1] != second.shape[-2]:
         return _MISFIT
     return (*first.shape[:-1], second.shape[-1]), first.numel() * second.shape[-1]
-
-
-def _baddbmm(added: Tensor, first: Tensor, second: Tensor, **_: Any) -> tuple[Shape | None, int]:
-    return _bmm(first, second)
 
 
 def _pair(value: int | Iterable[int]) -> tuple[int, ...]:
@@ -142,9 +179,10 @@ def _pair(value: int | Iterable[int]) -> tuple[int, ...]:
 
 _RULES: dict[Any, Rule] = {
     functional.conv2d: _conv2d,
+    functional.conv_transpose2d: _conv_transpose2d,
     functional.linear: _linear,
     functional.scaled_dot_product_attention: _attention,
     torch.bmm: _bmm,
-    torch.matmul: _bmm,
+    torch.matmul: _matmul,
     torch.baddbmm: _baddbmm,
 }

@@ -10,13 +10,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.depth import DEPTH, depths
-from slimdpm.method.latency import brief_latencies, random_network
+from slimdpm.method.latency import brief_latencies, briefly, random_network
 from slimdpm.method.runtimes import PYTORCH, exported_call, exported_latencies
 from slimdpm.method.slimming import MIN_CHANNELS, student_base
 from slimdpm.method.widths import granularities, ladder, proportional, with_widths
@@ -86,8 +87,7 @@ class Stopwatch:
             tokens = dict.fromkeys(ready, self.tokens)
             seconds = brief_latencies(ready, seconds=SECONDS / _STAGES, tokens=tokens, clock=self.clock)
         else:
-            found = exported_latencies(ready, seconds=SECONDS / _STAGES, clock=self.clock)
-            seconds = {name: latency.median for name, latency in found.items()}
+            seconds = briefly(partial(exported_latencies, ready, clock=self.clock), SECONDS / _STAGES)
         return seconds.pop(TEACHER), list(seconds.values())
 
     def _ready(self, config: Config) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slimdpm.method.runtimes import CPU, PYTORCH, described_runtime
+from slimdpm.method.runtimes import PYTORCH, described_runtime, device_of
 from slimdpm.method.slimming import student_base
 from slimdpm.method.timed_plan import SECONDS, Stopwatch, TimeBudget, plan_in_time
 from slimdpm.recipe import Recipe
 from slimdpm.student_recipe import TimedStudent
 from slimdpm.system.machine import device_facts
-from slimdpm.system.processes import by_the_first, pick_device
+from slimdpm.system.processes import by_the_first
 from slimdpm.system.progress import Display
 
 Config = Mapping[str, Any]
@@ -40,7 +40,7 @@ def timed_recipe(recipe: Recipe, base: Config, measured: Config, tokens: int, di
 def _timed(recipe: Recipe, base: Config, measured: Config, tokens: int, display: Display) -> TimedStudent:
     student, place = recipe.student, recipe.student.runtime or PYTORCH
     assert student.kind is not None
-    device = pick_device(None) if place == PYTORCH else CPU
+    device = device_of(place)
     machine, runtime = device_facts(device), described_runtime(place)
     seconds = f"{SECONDS:.0f} seconds" if place == PYTORCH else "a minute"
     display.say(
