@@ -23,12 +23,14 @@ from PIL import Image
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What is imported here stays: garbage is sought neither meanwhile nor ever among it."""
+    """What is imported here stays: garbage is sought neither meanwhile nor ever among it, and elsewhere seldom, since
+    networks are many small objects that live for a while."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         gc.enable()
 
 
