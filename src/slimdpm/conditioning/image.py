@@ -124,8 +124,12 @@ class Editing(_ImageAndText):
         if guidance.null is None:
             return Guidance({**guidance.given, EXTRA: shown})
         image, neither = {**guidance.null, EXTRA: shown}, {**guidance.null, EXTRA: torch.zeros_like(shown)}
-        scale = inspect.signature(type(self.encoder).__call__).parameters["image_guidance_scale"].default
-        return Guidance({**guidance.given, EXTRA: shown}, neither, guidance.scale, image, scale)
+        return Guidance({**guidance.given, EXTRA: shown}, neither, guidance.scale, image, self.image_scale)
+
+    @property
+    def image_scale(self) -> float:
+        """How strongly the image guides: the default of diffusers' pipeline."""
+        return inspect.signature(type(self.encoder).__call__).parameters["image_guidance_scale"].default
 
 
 def random_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

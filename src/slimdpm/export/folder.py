@@ -9,13 +9,13 @@ generate.py      makes images; needs numpy, pillow and onnxruntime or openvino (
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from slimdpm.conditioning.classes import ClassLabels
+from slimdpm.conditioning.image import Editing, Inpainting
 from slimdpm.conditioning.text import Text
 from slimdpm.export import runner
 from slimdpm.export.checks import check_graph
@@ -89,7 +89,7 @@ def export_pipeline(
         write_json(folder / "model_index.json", _index(pipeline, folder))
         write_json(folder / "sampler.json", {"schedulers": tables})
         write_json(folder / "slimdpm.json", {**manifest, "files": _files(folder)})
-        shutil.copyfile(runner.__file__, folder / "generate.py")
+        (folder / "generate.py").write_text(runner.source(), encoding="utf-8")
         (folder / "README.md").write_text(_card(manifest, tables, to), encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     display.say(f"{output}: {storage(size)}; python {output / 'generate.py'} -n 8 -o images")
@@ -136,6 +136,7 @@ def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict
     default = next(iter(tables))
     parts = {"unet": "unet"}
     parts |= {"decoder": "vae_decoder"} if shell.autoencoder is not None else {}
+    parts |= {"encoder": "vae_encoder"} if shell.conditioning.extra else {}
     parts |= {name: name for name in text_encoders(shell.conditioning)} if isinstance(shell.conditioning, Text) else {}
     return {
         "format": runner.FORMAT,
@@ -153,7 +154,11 @@ def _condition(shell: Shell) -> dict[str, Any] | None:
     """What samples are asked for by, and how strongly by default."""
     conditioning = shell.conditioning
     if isinstance(conditioning, Text):
-        told = {"kind": "text", "guidance": float(conditioning.scale)}
+        told: dict[str, Any] = {"kind": "text", "guidance": float(conditioning.scale)}
+        if isinstance(conditioning, Inpainting):
+            told["sees"] = "image and mask"
+        elif isinstance(conditioning, Editing):
+            told |= {"sees": "image", "image_guidance": float(conditioning.image_scale)}
         return told | _of_two_encoders(conditioning, sides(shell.image_size))
     if isinstance(conditioning, ClassLabels):
         names = dict(zip(map(str, conditioning.numbers), conditioning.names or (), strict=False))
@@ -242,7 +247,11 @@ that this was exported from. Samplers and numbers of steps: {samplers}.
 
 
 def _card(manifest: dict[str, Any], tables: dict[str, dict[str, Any]], to: Runtime) -> str:
-    asks = {"class": "--class 0 ", "text": '--prompt "..." '}.get(str((manifest["condition"] or {}).get("kind")), "")
+    condition = manifest["condition"] or {"kind": None}
+    asks = {"class": "--class 0 ", "text": '--prompt "..." '}.get(condition["kind"], "")
+    asks += {"image": "--image photo.png ", "image and mask": "--image photo.png --mask mask.png "}.get(
+        condition.get("sees", ""), ""
+    )
     return _CARD.format(
         made=manifest["made by"],
         runtime="onnxruntime" if to == "onnx" else "openvino",

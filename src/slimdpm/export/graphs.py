@@ -1,6 +1,7 @@
 """The networks of a pipeline as ONNX graphs, with the names of inputs and outputs that optimum uses.
 
-U-Net          sample (B, C, H, W), timestep (1), [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample;
+U-Net          sample (B, C, H, W), the channels of an image that it sees included, timestep (1),
+               [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample;
                Stable Diffusion XL's besides text_embeds (B, P), time_ids (B, 6)
 decoder        latent_sample (B, C, h, w), unscaled → sample (B, 3, H, W)
 encoder        sample (B, 3, H, W) → latent_parameters: means and log-variances (B, 2C, h, w)
@@ -120,12 +121,7 @@ def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
     Args:
         network: of the pipeline, see `slimdpm.pipelines.shell.network_of`.
         shell: what surrounds it.
-
-    Raises:
-        SlimdpmError: for a conditioning that the runner has no room for.
     """
-    if shell.conditioning.extra:
-        raise SlimdpmError("a network that is shown an image (inpainting, pix2pix) cannot be exported yet")
     yield _denoiser(network, shell)
     if shell.autoencoder is not None:
         config = shell.autoencoder.config

@@ -46,7 +46,7 @@ def _collect(name: Name, order: dict[Name, str], imports: dict[str, None]) -> No
         return None
     node = module.definitions[name[1]]
     order[name] = ""  # its place, should a definition use itself
-    for used in _names(node):
+    for used in [*_names(node), *filter(module.is_alias, _annotations(node))]:
         if used in module.imported:
             _collect(module.imported[used], order, imports)
         elif used in module.definitions:
@@ -59,7 +59,7 @@ def _collect(name: Name, order: dict[Name, str], imports: dict[str, None]) -> No
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """Those that a definition uses when it runs, in the order of their lines: annotations stay text."""
+    """Those that a definition uses when it runs, in the order of their lines."""
     if isinstance(node, ast.Name):
         yield node.id
     for field, value in ast.iter_fields(node):
@@ -67,6 +67,15 @@ def _names(node: ast.AST) -> Iterator[str]:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from _names(child)
+
+
+def _annotations(node: ast.AST) -> Iterator[str]:
+    """The names in a definition's annotations."""
+    for part in ast.walk(node):
+        for field in ("annotation", "returns"):
+            for child in ast.walk(getattr(part, field, None) or ast.Pass()):
+                if isinstance(child, ast.Name):
+                    yield child.id
 
 
 class _Module:
@@ -97,6 +106,13 @@ class _Module:
                 self.imported[called] = (node.module or "", alias.name)
             else:
                 self.libraries[called] = ast.unparse(ast.ImportFrom(node.module, [alias], 0))
+
+    def is_alias(self, name: str) -> bool:
+        """Whether a name, defined or imported here, is one that annotations have for a type."""
+        if name in self.imported:
+            place, name = self.imported[name]
+            return _Module.of(place).is_alias(name)
+        return isinstance(self.definitions.get(name), ast.Assign)
 
     def text(self, node: ast.stmt) -> str:
         """A statement with its decorators and the comments at its lines' ends."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from slimdpm.method.depth import DEPTH, depths
 from slimdpm.method.latency import brief_latencies, briefly, random_network
 from slimdpm.method.runtimes import PYTORCH, exported_call, exported_latencies
 from slimdpm.method.slimming import MIN_CHANNELS, student_base
-from slimdpm.method.widths import granularities, ladder, proportional, with_widths
+from slimdpm.method.widths import Grain, granularities, ladder, one_level_wider, proportional, with_widths
 from slimdpm.system.errors import SlimdpmError
 
 Config = Mapping[str, Any]
@@ -164,17 +165,42 @@ def widths(base: Config) -> list[dict[str, Any]]:
     little the one with more groups is taken, and one with fewer channels on a level than the planner prefers only where
     none of the others is as slim.
     """
-    found: list[dict[str, Any]] = []
+    found: list[tuple[list[int], Grain]] = []
     for least in MIN_CHANNELS:
-        more: list[dict[str, Any]] = []
+        more: list[tuple[list[int], Grain]] = []
         for grain in granularities(base):
             for channels in ladder(base, grain, least):
-                if all(_apart(channels, other["block_out_channels"]) for other in more):
-                    more.append(with_widths(base, channels, grain))
-        more.sort(key=lambda config: _size(config["block_out_channels"]))
-        slimmer = [c for c in more if not found or _below(c["block_out_channels"], found[0]["block_out_channels"])]
-        found = slimmer + found
-    return found
+                if all(_apart(channels, other) for other, _ in more):
+                    more.append((channels, grain))
+        more.sort(key=lambda rung: _size(rung[0]))
+        found = [rung for rung in more if not found or _below(rung[0], found[0][0])] + found
+    rungs: list[dict[str, Any]] = []
+    for (channels, grain), above in zip_longest(found, (channels for channels, _ in found[1:])):
+        rungs.append(with_widths(base, channels, grain))
+        rungs += _between(base, grain, channels, above) if above else []
+    return rungs
+
+
+def _between(base: Config, grain: Grain, lower: list[int], upper: list[int]) -> Iterator[dict[str, Any]]:
+    """Those from `lower` to `upper`, neither included, one level after the other a step wider: two shapes of a small
+    network lie far apart."""
+    channels = last = lower
+    while True:
+        wider = [config for config in one_level_wider(base, grain, channels, 1.0) if _below(_of(config), upper)]
+        if not wider:
+            return
+        # The level that has the longest way to go, and of several the coarsest, which is the cheapest.
+        grown = [next(level for level, n in enumerate(_of(config)) if n > channels[level]) for config in wider]
+        level = min(grown, key=lambda level: (channels[level] / upper[level], -level))
+        config = wider[grown.index(level)]
+        channels = _of(config)
+        if _apart(channels, last) and _apart(channels, upper):
+            yield config
+            last = channels
+
+
+def _of(config: Config) -> list[int]:
+    return config["block_out_channels"]
 
 
 def _below(channels: Sequence[int], others: Sequence[int]) -> bool:

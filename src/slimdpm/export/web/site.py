@@ -98,6 +98,8 @@ def _copied(exported: Path, folder: Path) -> dict[str, Any]:
         raise SlimdpmError(f"{exported} is of another runtime: a page needs ONNX")
     if "text_encoder_2" in manifest:
         raise SlimdpmError(f"{exported} is Stable Diffusion XL, and the page knows one text encoder: use generate.py")
+    if "encoder" in manifest:
+        raise SlimdpmError(f"{exported} makes images of an image, and the page shows it none: use generate.py")
     graphs = [manifest[key] for key in ("unet", "decoder", "text_encoder") if key in manifest]
     wanted = [name for name in ("sampler.json", "tokens.json", *graphs) if name in manifest["files"]]
     beside = {name for name in manifest["files"] for graph in graphs if name.startswith(f"{graph}.")}
