@@ -164,10 +164,10 @@ def brief_latencies(networks: Mapping[str, Any], *, seconds: float = 6.0, **opti
 
 
 def briefly(measured: Callable[[int], Mapping[str, Latency]], seconds: float) -> dict[str, float]:
-    """Medians of as many rounds as make up about so many seconds, 20 at most; one counts if it takes longer."""
+    """Medians of as many rounds as make up about so many seconds, 60 at most; one counts if it takes longer."""
     first = measured(1)
     rounds = int(seconds / sum(latency.median for latency in first.values()))
-    found = measured(min(rounds, 20)) if rounds > 1 else first
+    found = measured(min(rounds, 60)) if rounds > 1 else first
     return {name: latency.median for name, latency in found.items()}
 
 

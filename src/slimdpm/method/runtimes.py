@@ -29,7 +29,7 @@ PYTORCH, ONNX, OPENVINO = "pytorch", "onnxruntime", "openvino"
 RUNTIMES = {PYTORCH: "PyTorch", ONNX: "ONNX Runtime", OPENVINO: "OpenVINO"}
 CPU = torch.device("cpu")
 _OPSET = 18
-_REST, _BURST = 0.1, 5  # seconds before a turn, and calls in it
+_REST, _BURST = 0.1, 10  # seconds before a turn, and calls in it
 
 
 def described_runtime(runtime: str) -> str:
