@@ -2,8 +2,8 @@
 
     python benchmarks/exported.py
 
-Teacher, Lite and Spectral of the demo (32×32 pixels) and of the paper's FFHQ preset (LDM-4, 256×256 through its
-autoencoder), with random weights, batch 1, float32. PyTorch eager in the faster memory format, ONNX Runtime and
+Teacher, Lite and Spectral of the crops (`demo`, 32×32 pixels, and the shallowest student of equal MACs) and of the
+paper's FFHQ preset (LDM-4, 256×256 through its autoencoder), with random weights, batch 1, float32. PyTorch eager in the faster memory format, ONNX Runtime and
 OpenVINO; one thread, processor time; they take turns in one process, and the median counts. Bytes are those of the
 graph's files, with weights of 32, 16 and 8 bits. A family that is in the result is not measured again; FFHQ's takes
 most of the half hour.
@@ -30,8 +30,10 @@ from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
 from slimdpm.export.runner import networks
 from slimdpm.export.storage import Weights, shrink
 from slimdpm.method.cost import measure
+from slimdpm.method.depth import DEPTH, depths
 from slimdpm.method.latency import timings
 from slimdpm.method.networks import build
+from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
@@ -68,6 +70,12 @@ def graphs(configs: Mapping[str, Any], family: str) -> dict[str, Graph]:
     return found
 
 
+def shallow(teacher: Mapping[str, Any], macs: float) -> Mapping[str, Any]:
+    """The config of the shallowest student of so many MACs."""
+    depth = depths(student_base(teacher, "plain", {}))[-1]
+    return plan_student(teacher, Budget(max_macs=macs), overrides={k: depth[k] for k in DEPTH if k in depth}).config
+
+
 def runtimes(graph: Graph, folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
     """A call in each runtime; bytes of the files by the width of their weights, and how far ONNX is off PyTorch."""
     inputs = {name: value if name in graph.fixed else value[:1] for name, value in graph.inputs.items()}
@@ -81,7 +89,8 @@ def runtimes(graph: Graph, folder: Path) -> tuple[dict[str, Callable[[], object]
     off = check_graph(graph, whole, "float32")
     onnx = networks(folder, {"graph": whole.name}, 1)("graph")
     (folder / "openvino").mkdir()
-    to_openvino(whole.rename(folder / "openvino" / whole.name))
+    to_onnx(graph, folder / "openvino" / whole.name, portable=True)
+    to_openvino(folder / "openvino" / whole.name)
     openvino = networks(folder / "openvino", {"graph": "openvino_model.xml"}, 1)("graph")
     calls: dict[str, Callable[[], object]] = {
         "eager": lambda: graph.module(**inputs),
@@ -122,9 +131,7 @@ def table(results: Mapping[str, Any]) -> str:
             faster = f"{slowest / best:.1f}" if slowest and name != "decoder" else "–"
             megabytes = " / ".join(f"{size[w] / 1e6:,.1f}" for w in WIDTHS)
             rows.append([f"{family}, {name}", macs, *(f"{ms[r]:,.1f}" for r in ms), faster, megabytes])
-        for name in ("teacher", "lite", "spectral"):
-            if name not in found:
-                continue
+        for name in (name for name in found if name != "decoder"):
             for runtime in ("eager", "onnx"):
                 decoder = found.get("decoder", {}).get("milliseconds", {}).get(runtime, 0.0) / 1e3
                 calls = [n * found[name]["milliseconds"][runtime] / 1e3 for n in STEPS]
@@ -148,11 +155,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/exported.json")
     parser.add_argument("--only", nargs="*", default=["demo", "ffhq"], help="names of families")
     options = parser.parse_args()
+    configs = families()
+    configs["demo"]["shallow"] = shallow(configs["demo"]["teacher"], measure(configs["demo"]["lite"]).macs)
     results = json.loads(options.output.read_text()) if options.output.exists() else {"families": {}}
     torch.set_num_threads(1)
     for family in options.only:
         if family not in results["families"]:
-            results["families"][family] = measured(families()[family], family)
+            results["families"][family] = measured(configs[family], family)
             write_json(options.output, {"hardware": machine_facts(), "threads": 1, "rounds": ROUNDS, **results})
     print(table(results))
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -13,6 +14,7 @@ import onnx
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, VQModel
+from diffusers.models.attention_processor import Attention
 from helpers import AUTOENCODER, CLASSES, NAMES, TINY, TINY_CONDITION, text_pipeline, tiny_tokenizer, xl_pipeline
 from onnx import numpy_helper
 from PIL import Image
@@ -207,6 +209,11 @@ def test_xl_has_two_encoders_sizes_and_a_null_condition_of_zeros(tmp_path):
         wanted = sample_images(saved, 3, steps=3, scheduler="dpm++", seed=5, request=request)
         assert mean_difference(made[-1], wanted) <= 1 / 3 and wanted.std() > 20
     assert (made[0] != made[1]).any()
+    graphs = {part: onnx.load(tmp_path / "onnx" / part / "model.onnx").graph.node for part in ("unet", "text_encoder")}
+    kinds = {part: Counter(node.op_type for node in nodes) for part, nodes in graphs.items()}
+    attentions = sum(isinstance(module, Attention) for module in unet.modules())
+    assert kinds["unet"]["MultiHeadAttention"] == attentions > 0 and not kinds["unet"]["Softmax"]
+    assert kinds["text_encoder"]["Softmax"] and not kinds["text_encoder"]["MultiHeadAttention"]  # sees what came before
     with pytest.raises(SlimdpmError, match="the page knows one text encoder"):
         _copied(tmp_path / "onnx", tmp_path / "site")
 

@@ -39,6 +39,12 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Of onnx, web: keep weights in 8 bits, a quarter, as fast.")
     ] = False,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="Of onnx: ONNX's own operators alone, for other runtimes; attention is slower."
+        ),
+    ] = False,
     teacher: Annotated[str | None, typer.Option(help="Of web: another pipeline, shown beside it.")] = None,
     runtime: Annotated[
         Path | None, typer.Option(help="Of web: npm's tarball of onnxruntime-web, or its folder.  [default: npm's]")
@@ -63,6 +69,8 @@ def export(
         raise SlimdpmError("--steps, --scheduler and --int8 belong to --to onnx, openvino and web")
     if int8 and (half or to == "openvino"):
         raise SlimdpmError("--int8 goes with --to onnx and web, and not with --half")
+    if portable and to != "onnx":
+        raise SlimdpmError("--portable belongs to --to onnx: the others have no need of it")
     if to != "web" and (teacher or runtime):
         raise SlimdpmError("--teacher and --runtime belong to --to web")
     display = Display(console)
@@ -78,7 +86,7 @@ def export(
 
             write_site(source, output, teacher=teacher, runtime=runtime, **shared)
         else:
-            export_pipeline(source, output, to=to, **shared)
+            export_pipeline(source, output, to=to, portable=portable, **shared)
     elif to == "single-file":
         from slimdpm.export.single_file import write_single_file
 

@@ -55,6 +55,7 @@ def export_pipeline(
     to: Runtime = "onnx",
     samplers: Samplers | None = None,
     weights: Weights = "float32",
+    portable: bool = False,
     display: Display | None = None,
 ) -> None:
     """Write a pipeline, teacher's or student's, as a folder that runs without PyTorch.
@@ -67,6 +68,7 @@ def export_pipeline(
         to: of which runtime.
         samplers: that it offers.
         weights: how they are kept; computed with is float32.
+        portable: ONNX's own operators alone, for other runtimes than ONNX Runtime, which has a faster attention.
         display: where progress is shown.
 
     Raises:
@@ -80,7 +82,7 @@ def export_pipeline(
     with atomic_folder(output) as folder:
         graphs = list(graphs_of(network, shell))
         for graph in display.track(graphs, len(graphs), "exporting", "networks"):
-            _write_graph(graph, folder / graph.name, to, weights, display)
+            _write_graph(graph, folder / graph.name, to, weights, portable, display)
         pipeline.scheduler.save_pretrained(folder / "scheduler")
         manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
         for which in ("", "_2"):
@@ -117,10 +119,10 @@ def _name_of(scheduler: Any) -> str:
     return next(named, cls)
 
 
-def _write_graph(graph: Graph, folder: Path, to: Runtime, weights: Weights, display: Display) -> None:
+def _write_graph(graph: Graph, folder: Path, to: Runtime, weights: Weights, portable: bool, display: Display) -> None:
     folder.mkdir()
     file = folder / "model.onnx"
-    to_onnx(graph, file)
+    to_onnx(graph, file, portable=portable or to != "onnx")
     shrink(file, weights)
     if to == "openvino":
         file = to_openvino(file)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
+from slimdpm.export.attention import fuse_attention
 from slimdpm.export.storage import PROTOBUF
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.method.runtimes import quiet_export
@@ -175,8 +176,11 @@ def _denoiser(network: Any, shell: Shell) -> Graph:
     return Graph("unet", module, inputs, ("out_sample",), network.config, fixed=("timestep",))
 
 
-def to_onnx(graph: Graph, file: Path) -> None:
+def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
     """Write the graph as ONNX, for any batch; weights that a file of protobuf has no room for lie beside it.
+
+    Args:
+        portable: with ONNX's own operators alone; else attention is ONNX Runtime's.
 
     Raises:
         SlimdpmError: for a network that PyTorch cannot export.
@@ -199,6 +203,8 @@ def to_onnx(graph: Graph, file: Path) -> None:
         except Exception as error:  # of many kinds, each of them long
             raise SlimdpmError(f"PyTorch cannot export this {graph.name}: {first_line(error)}") from error
         _remove_notes(program.model)
+        if not portable:
+            fuse_attention(program.model)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in graph.module.parameters())
         program.save(str(file), external_data=weights > PROTOBUF)
 
