@@ -3,10 +3,10 @@
     python benchmarks/exported.py
 
 Teacher, Lite and Spectral of the crops (`demo`, 32×32 pixels, and the shallowest student of equal MACs) and of the
-paper's FFHQ preset (LDM-4, 256×256 through its autoencoder), with random weights, batch 1, float32. PyTorch eager in the faster memory format, ONNX Runtime and
-OpenVINO; one thread, processor time; they take turns in one process, and the median counts. Bytes are those of the
-graph's files, with weights of 32, 16 and 8 bits. A family that is in the result is not measured again; FFHQ's takes
-most of the half hour.
+paper's FFHQ preset (LDM-4, 256×256 through its autoencoder), with random weights, batch 1, float32. PyTorch eager in
+the faster memory format, ONNX Runtime and OpenVINO; one thread, processor time; they take turns in one process, and
+the median counts. Bytes are those of the graph's files, with weights of 32, 16 and 8 bits. A family that is in the
+result is not measured again; FFHQ's takes most of the half hour.
 """
 
 from __future__ import annotations

@@ -378,6 +378,7 @@ def test_the_command_writes_what_other_tools_load(saved, tmp_path):
     for words, message in (
         (["--to", "hub", "--steps", "4"], "belong to --to onnx, openvino and web"),
         (["--half", "--int8"], "--int8 goes with --to onnx"),
+        (["--to", "openvino", "--portable"], "--portable belongs to --to onnx"),
         (["--steps", "four"], "--steps four: give numbers"),
         (["--to", "single-file", "-o", str(tmp_path / "x.safetensors")], "single files are written of"),
     ):
