@@ -274,6 +274,9 @@ def test_a_budget_in_time_is_worth_what_was_measured():
             distances[runtime, name] = np.mean([a["kernel distance"] / b["kernel distance"] for a, b in pairs])
     shallow, deep = (distances["pytorch", name] for name in ("in time", "in time, deepest"))
     assert f"{shallow:.2f} of its kernel distance" in page and f"has {deep:.2f} of it" in page.replace("\n", " ")
+    exported_too = distances["onnxruntime", "in time"]
+    assert f"with {exported_too:.2f} of its kernel distance" in page.replace("\n", " ")
+    assert f"`--speedup 5` has {exported_too:.2f}" in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
     for beside in ("README.md", "docs/findings.md"):
         assert f"{shallow:.2f} of its kernel distance" in (ROOT / beside).read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
