@@ -56,8 +56,11 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def recipe_of(name: str, seed: int, cache: Path) -> Recipe:
-    base = demo_recipe(seed)
-    base = base.model_copy(update={"data": base.data.model_copy(update={"cache": str(cache)})})
+    base, own = (
+        demo_recipe(seed),
+        {"data": {"cache": str(cache)}, "student": {"overrides": {}}},
+    )  # as deep as its teacher
+    base = base.model_copy(update={k: getattr(base, k).model_copy(update=changes) for k, changes in own.items()})
     if name == LITE:
         return lite_recipe(base)
     values = base.model_dump(exclude_unset=True)

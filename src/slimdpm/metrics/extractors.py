@@ -21,6 +21,7 @@ from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.hashing import file_digest
 
 BUILT_IN = ("inception", "efficientnet-lite0")
+_PIECE = 4  # images
 MOST_FEATURES = 8192  # of an image: their covariance has to fit a memory
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -90,15 +91,29 @@ def load_extractor(
     if name == "inception":
         network = load_inception(weights).to(place)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Extractor(name, name, network, place)
+        return Extractor(name, name, _in_pieces(network), place)
     if name == "efficientnet-lite0":
-        return Extractor(name, name, _efficientnet(place), place)
+        return Extractor(name, name, _in_pieces(_efficientnet(place)), place)
     path = Path(name).expanduser()
     if not path.is_file():
         raise SlimdpmError(f"no extractor is called {name!r}, and no such file: there are {', '.join(BUILT_IN)}")
     if path.suffix.lower() != ".onnx":
         raise SlimdpmError(f"{path} is no .onnx file; extractors are ONNX, for example by torch.onnx.export")
     return Extractor(path.name, file_digest(path)[:12], _onnx(path), torch.device("cpu"))
+
+
+def _in_pieces(network: Network) -> Network:
+    """On a CPU a few images at a time: what lives between two layers then stays in its cache, and it is about twice as
+    fast as with 64. The features are the same to the last bit."""
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if x.device.type != "cpu" or len(x) <= _PIECE:
+            return network(x)
+        count = -(-len(x) // _PIECE)  # of nearly one size: a single image may be computed in another way
+        features, logits = zip(*map(network, x.tensor_split(count)), strict=True)
+        return torch.cat(features), None if logits[0] is None else torch.cat(logits)
+
+    return run
 
 
 def _efficientnet(device: torch.device) -> Network:
