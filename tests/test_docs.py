@@ -283,6 +283,17 @@ def test_a_budget_in_time_is_worth_what_was_measured():
     assert f"has {shallow / deep:.2f} of the\n  kernel distance of a deep" in changelog
 
 
+def test_how_much_faster_exported_students_are_is_what_was_measured():
+    page = (ROOT / "docs/run-anywhere.md").read_text(encoding="utf-8").replace("\n", " ")
+    families = json.loads((ROOT / "benchmarks/results/exported.json").read_text())["families"]
+    teacher, student = (families["ffhq"][name]["milliseconds"] for name in ("teacher", "spectral"))
+    eager, exported_too = teacher["eager"] / student["onnx"], teacher["onnx"] / student["onnx"]
+    assert f"call is {eager:.1f} times faster than the eager teacher's** and {exported_too:.1f} times than the" in page
+    assert f"[{int(eager)} times faster](docs/run-anywhere.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    shallow = families["demo"]["teacher"]["milliseconds"]["eager"] / families["demo"]["shallow"]["milliseconds"]["onnx"]
+    assert f"for as many MACs: {shallow:.1f} times faster than the eager teacher" in page
+
+
 @pytest.mark.parametrize(
     ("name", "table"),
     [("exported", exported.table), ("export_bits", lambda found: export_bits.table(found["weights"]))],

@@ -337,7 +337,7 @@ def test_what_is_asked_wrongly_is_one_line(exported, tmp_path, capsys):
 def test_a_graph_that_disagrees_leaves_no_folder(saved, exported, tmp_path, monkeypatch):
     nan(shutil.copytree(exported, tmp_path / "copy"))
     other = tmp_path / "copy" / "unet" / "model.onnx"
-    monkeypatch.setattr("slimdpm.export.folder.to_onnx", lambda graph, file: shutil.copyfile(other, file))
+    monkeypatch.setattr("slimdpm.export.folder.to_onnx", lambda graph, file, **_: shutil.copyfile(other, file))
     monkeypatch.setattr("slimdpm.export.folder.graphs_of", lambda *given: islice(graphs_of(*given), 1))
     with pytest.raises(SlimdpmError, match="the exported unet disagrees with PyTorch"):
         export_pipeline(str(saved), tmp_path / "out" / "onnx", samplers=Samplers(("ddim",), (3,)))

@@ -26,7 +26,7 @@ def exported(request, tmp_path, monkeypatch):
     """The pipeline's folder, the exported one, photographs, and a mask if there is one."""
     graphs = {}
 
-    def write(graph, file):
+    def write(graph, file, **_):
         file.write_bytes(b"graph")
         graphs[graph.name] = graph
 
@@ -97,8 +97,8 @@ def test_what_is_asked_wrongly_is_one_line(exported, tmp_path, capsys):
         (["--prompt", "a coat"], "this pipeline makes images of an image: give --image"),
         ([*right, "--image", str(tmp_path / "none.png")], "none.png cannot be read"),
         ([*right, "--image", str(tmp_path / "text.png")], "text.png cannot be read"),
-        ([*right, "--class", "0"], f"takes prompt and image{' and mask' if masks else ''}, not class"),
-        *([] if masks else [([*right, "--mask", str(photographs[0])], "takes prompt and image, not mask")]),
+        ([*right, "--class", "0"], f"takes a prompt and an image{' and a mask' if masks else ''}, not a class"),
+        *([] if masks else [([*right, "--mask", str(photographs[0])], "takes a prompt and an image, not a mask")]),
     ):
         assert runner.main([*asked, "-n", "4", "-o", str(tmp_path / "out")], folder) == 2
         told = capsys.readouterr().err

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-
 DOMAIN = "com.microsoft"
 _HEADS_APART, _TOKENS_LAST = (0, 2, 1, 3), (0, 2, 1)  # permutations
 
@@ -24,6 +21,8 @@ def fuse_attention(model: Any) -> int:
     Returns:
         how many there were.
     """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass  # here: of an extra
+
     fused = sum(_fuse(model.graph, node) for node in list(model.graph) if node.op_type == "Softmax")
     if fused:
         model.opset_imports[DOMAIN] = 1
@@ -49,8 +48,9 @@ def _fuse(graph: Any, softmax: Any) -> bool:
     flat = [_before(view, "Reshape") for view in (query, key, value)]  # (B, tokens, heads * size)
     if any(tokens is None or tokens.shape is None or len(tokens.shape) != 3 for tokens in flat):
         return False
-    heads, scale = _heads(query), query_scale * key_scale
-    attributes = {"num_heads": heads, "scale": scale}
+    import onnx_ir
+
+    attributes = {"num_heads": _heads(query), "scale": query_scale * key_scale}
     made = onnx_ir.node("MultiHeadAttention", flat, attributes, domain=DOMAIN, num_outputs=1)
     made.outputs[0].name = f"{joined.outputs[0].name}_fused"
     made.outputs[0].shape, made.outputs[0].type = joined.outputs[0].shape, joined.outputs[0].type
@@ -70,7 +70,7 @@ def _scaled(value: Any) -> tuple[Any, float]:
     node = _maker(value, "Mul")
     if node is None:
         return value, 1.0
-    number = onnx_ir.convenience.get_const_tensor(node.inputs[1])
+    number = node.inputs[1].const_value
     return (value, 1.0) if number is None or number.size != 1 else (node.inputs[0], float(number.numpy().item()))
 
 

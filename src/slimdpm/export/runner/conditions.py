@@ -62,10 +62,16 @@ def conditions(folder: Path, manifest: dict, options: argparse.Namespace, opened
     more of it; and how strongly each of these steps guides."""
     told = at(manifest, "condition", kind=dict) if manifest.get("condition") else {"kind": "none"}
     kind, sees = told.get("kind"), str(told.get("sees", ""))
-    asked = {"class": options.classes, "prompt": options.prompt, "image": options.images, "mask": options.masks}
-    takes = [what for what in asked if what in (kind, {"text": "prompt"}.get(str(kind)), *sees.split(" and "))]
+    asked = {
+        "a class": options.classes,
+        "a prompt": options.prompt,
+        "an image": options.images,
+        "a mask": options.masks,
+    }
+    parts = {"class": "a class", "text": "a prompt", "image": "an image", "image and mask": "an image and a mask"}
+    takes = [parts[part] for part in (kind, sees) if part in parts]
     for what, given in asked.items():
-        if given and what not in takes:
+        if given and what not in " and ".join(takes):
             wrong(f"this pipeline takes {' and '.join(takes) or 'neither class nor prompt'}, not {what}")
     if kind == "none":
         return lambda images: ([{}], [])
