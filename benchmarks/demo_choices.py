@@ -56,10 +56,11 @@ CELLS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def recipe_of(name: str, seed: int, cache: Path) -> Recipe:
-    base, own = (
-        demo_recipe(seed),
-        {"data": {"cache": str(cache)}, "student": {"overrides": {}}},
-    )  # as deep as its teacher
+    base = demo_recipe(seed)
+    own: dict[str, dict[str, Any]] = {
+        "data": {"cache": str(cache)},
+        "student": {"overrides": {}},
+    }  # its teacher's depth
     base = base.model_copy(update={k: getattr(base, k).model_copy(update=changes) for k, changes in own.items()})
     if name == LITE:
         return lite_recipe(base)

@@ -30,7 +30,7 @@ from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
 from slimdpm.export.runner import networks
 from slimdpm.export.storage import Weights, shrink
 from slimdpm.method.cost import measure
-from slimdpm.method.depth import DEPTH, depths
+from slimdpm.method.depth import depth_of, depths
 from slimdpm.method.latency import timings
 from slimdpm.method.networks import build
 from slimdpm.method.slimming import Budget, plan_student, student_base
@@ -72,8 +72,8 @@ def graphs(configs: Mapping[str, Any], family: str) -> dict[str, Graph]:
 
 def shallow(teacher: Mapping[str, Any], macs: float) -> Mapping[str, Any]:
     """The config of the shallowest student of so many MACs."""
-    depth = depths(student_base(teacher, "plain", {}))[-1]
-    return plan_student(teacher, Budget(max_macs=macs), overrides={k: depth[k] for k in DEPTH if k in depth}).config
+    depth = depth_of(depths(student_base(teacher, "plain", {}))[-1])
+    return plan_student(teacher, Budget(max_macs=macs), overrides=depth).config
 
 
 def runtimes(graph: Graph, folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:

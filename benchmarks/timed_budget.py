@@ -30,7 +30,7 @@ from ablation.together import train_together
 from rich.console import Console
 
 from slimdpm.method.cost import measure
-from slimdpm.method.depth import DEPTH, depths
+from slimdpm.method.depth import DEPTH, depth_of, depths
 from slimdpm.method.runtimes import CPU, PYTORCH, RUNTIMES, described_runtime
 from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.method.timed_plan import Stopwatch, TimeBudget, plan_in_time
@@ -89,7 +89,7 @@ def planned(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     teacher = {**load_pipeline(teacher_of(options)).unet.config, "_class_name": "UNet2DModel"}
     watch = Stopwatch(teacher, CPU, clock=time.process_time, runtime=options.runtime)
-    budget, shallowest = TimeBudget(options.speedup), depth(depths(student_base(teacher, "plain", {}))[-1])
+    budget, shallowest = TimeBudget(options.speedup), depth_of(depths(student_base(teacher, "plain", {}))[-1])
     configs: dict[str, Mapping[str, Any]] = {
         f"ratio {RATIO}": plan_student(teacher, Budget(ratio=RATIO)).config,
         f"ratio {RATIO}, shallowest": plan_student(teacher, Budget(ratio=RATIO), overrides=shallowest).config,
@@ -110,16 +110,11 @@ def deepest(teacher: Mapping[str, Any], budget: TimeBudget, watch: Stopwatch) ->
     ways = depths(student_base(teacher, "plain", {}))
     for way in ways:
         try:
-            return plan_in_time(teacher, budget, watch, overrides=depth(way)).config
+            return plan_in_time(teacher, budget, watch, overrides=depth_of(way)).config
         except SlimdpmError:
             if way is ways[-1]:
                 raise
     raise AssertionError("a network has a depth")
-
-
-def depth(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config is its depth."""
-    return {key: config[key] for key in DEPTH if key in config}
 
 
 def trained(

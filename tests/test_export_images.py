@@ -3,6 +3,8 @@
 The networks are PyTorch's in place of their graphs, which take seconds each to export and are compared elsewhere.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,11 @@ def test_the_page_and_another_kind_of_sight_are_refused(exported, tmp_path, caps
     manifest.write_text(manifest.read_text().replace('"sees": "image', '"sees": "depth'))
     assert runner.main([*words([], []), "-o", str(tmp_path / "out")], folder) == 2
     assert "knows no network that sees 'depth" in capsys.readouterr().err
+
+
+def test_an_encoder_that_does_not_fit_is_one_line(exported, tmp_path, capsys):
+    _, folder, photographs, masks = exported
+    manifest = json.loads((folder / "slimdpm.json").read_text())
+    (folder / "slimdpm.json").write_text(json.dumps({**manifest, "shape": [4, 8, 4]}))
+    assert runner.main([*words(photographs, masks), "-o", str(tmp_path / "out")], folder) == 2
+    assert "the folder's encoder gives (1, 8, 8, 8) for 1 images: it is damaged" in capsys.readouterr().err

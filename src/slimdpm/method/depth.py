@@ -13,6 +13,11 @@ from slimdpm.method.networks import completed, outline
 DEPTH = ("layers_per_block", "down_block_types", "up_block_types", "add_attention", "mid_block_type")
 
 
+def depth_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config is its depth, to be overrides of another."""
+    return {key: config[key] for key in DEPTH if key in config}
+
+
 def depths(base: Mapping[str, Any], fixed: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
     """The configs with fewer layers in a block, less attention and less of a middle block, the deepest first.
 

@@ -32,7 +32,11 @@ def seeing(
     between = at(told, "image_guidance", kind=(int, float), least=0, most=1e3) if sees == "image" else 1.0
 
     def latents(images: np.ndarray) -> np.ndarray:  # the means, which come before the log-variances
-        return encoder(sample=images)[:, : manifest["shape"][0]]
+        made = encoder(sample=images)
+        means = made[:, : manifest["shape"][0]] if made.ndim == 4 else made
+        if means.shape != (len(images), *manifest["shape"]):
+            wrong(f"the folder's encoder gives {made.shape} for {len(images)} images: it is damaged")
+        return means
 
     def squares(files: list, images: range, mode: str) -> np.ndarray:
         chosen = np.stack([square(files[i % len(files)], size, mode) for i in images]).astype(np.float32)
