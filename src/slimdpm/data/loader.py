@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.stop_signals import leave_to_parent
@@ -33,6 +33,11 @@ class Loader(DataLoader):
                 yield item
 
 
+def batch_loader(dataset: Dataset, batches: Iterable[Sequence[int]], **options: Any) -> Loader:
+    """Of a data set whose items are whole batches, each for a sequence of numbers."""
+    return Loader(dataset, default_convert, sampler=batches, batch_size=None, **options)
+
+
 class _Caught(Dataset):
     """A data set whose items may be errors."""
 
@@ -42,7 +47,7 @@ class _Caught(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         try:
             return self.dataset[index]
         except SlimdpmError as error:

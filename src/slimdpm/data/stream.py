@@ -5,20 +5,20 @@ A run that resumes asks for the positions that it has not seen, so nothing of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import to_model_range
-from slimdpm.data.loader import Loader
+from slimdpm.data.loader import batch_loader
 
 
 class TrainingStream(Dataset):
-    """An endless shuffled stream: item `p` is the `p`-th sample that training sees.
+    """An endless shuffled stream: place `p` has the `p`-th sample that training sees.
 
     Each pass over the images is a fresh permutation. Permutation, crop and flip follow from the seed and `p` alone.
 
@@ -32,26 +32,33 @@ class TrainingStream(Dataset):
         self._epoch = -1
         self._order = np.arange(0)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """``"images"``, pixels in [−1, 1], float32 ``(C, H, W)``, or ``"latents"`` if they are kept, see
-        `Images.moments`; ``"conditions"`` if they are known; ``"draws"``, a seed for what else is random."""
+    def __getitem__(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The batch of B positions: ``"images"``, pixels in [−1, 1], float32 ``(B, C, H, W)``, or ``"latents"`` if they
+        are kept, see `Images.moments`; ``"conditions"`` if they are known, a tensor ``(B,)`` or a list of B;
+        ``"draws"``, int64 ``(B,)``, seeds for what else is random."""
+        numbers = [self._number(position) for position in positions]
+        rngs: list[Any] = [None] * len(numbers)
+        if self.flip or self.images.squares is None:  # else nothing is drawn here, and a generator takes 20 µs to make
+            rngs = [np.random.default_rng([self.seed, 1, position]) for position in positions]
+        mirrored = np.array([self.flip and rng.random() < 0.5 for rng in rngs])
+        draws = [np.random.SeedSequence([self.seed, 3, position]).generate_state(1)[0] for position in positions]
+        known = {"draws": torch.from_numpy(np.array(draws, np.int64))}
+        if self.images.conditions is not None:
+            known["conditions"] = default_collate([self.images.condition(number) for number in numbers])
+        if self.images.latents is not None:
+            rows = zip(numbers, mirrored, strict=True)
+            return {"latents": default_collate([self.images.moments(n, flipped) for n, flipped in rows]), **known}
+        squares = np.stack([self.images.square(number, rng) for number, rng in zip(numbers, rngs, strict=True)])
+        squares[mirrored] = squares[mirrored, :, ::-1]
+        return {"images": to_model_range(torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous()), **known}
+
+    def _number(self, position: int) -> int:
+        """Of the image at a place of the stream."""
         epoch, offset = divmod(position, len(self.images))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.images))
             self._epoch = epoch
-        rng = np.random.default_rng([self.seed, 1, position])
-        mirrored = self.flip and rng.random() < 0.5
-        number = int(self._order[offset])
-        known = {"draws": int(np.random.SeedSequence([self.seed, 3, position]).generate_state(1)[0])}
-        if self.images.conditions is not None:
-            known["conditions"] = self.images.condition(number)
-        if self.images.latents is not None:
-            return {"latents": self.images.moments(number, mirrored), **known}
-        array = self.images.square(number, rng)
-        if mirrored:
-            array = array[:, ::-1]
-        pixels = to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))  # the cache is read-only
-        return {"images": pixels, **known}
+        return int(self._order[offset])
 
 
 class StreamBatches(Sampler[list[int]]):
@@ -82,12 +89,11 @@ class StreamBatches(Sampler[list[int]]):
 def training_loader(
     stream: TrainingStream, batches: StreamBatches, *, workers: int = 0, pin: bool = False
 ) -> DataLoader:
-    """Batches: ``"images"`` ``(B, C, H, W)`` float32 in [−1, 1] or ``"latents"``, ``"conditions"`` a tensor ``(B,)`` or
-    a list of B.
+    """Batches of the stream.
 
     `workers` decode the images. What is cached is read here, which is faster than passing it on; a GPU would wait for
     it, so for one (`pin`) they read that, too.
     """
     if not pin and (stream.images.squares is not None or stream.images.latents is not None):
         workers = 0
-    return Loader(stream, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+    return batch_loader(stream, batches, num_workers=workers, pin_memory=pin)
