@@ -156,6 +156,21 @@ def test_a_run_keeps_its_steps_and_is_the_one_with_these_steps(teacher_folder, i
 
 
 @pytest.mark.slow
+def test_what_is_compiled_for_the_clock_is_not_compiled_for_the_run_once_more(
+    teacher_folder, image_folder, tmp_path, monkeypatch
+):
+    starts = iter([60.0, 1.0])
+    monkeypatch.setattr(timed_training, "_steps", lambda trainer, allowed, begun: (0.5, next(starts)))
+    monkeypatch.setattr("torch.nn.Module.compile", lambda self: None)
+    ticking(monkeypatch, 0.5)
+    run, words = tmp_path / "run", (teacher_folder, image_folder, *SHORT)
+    assert slim(*words, "-o", run, *options("train.compile=true")).exit_code == 0
+    timed = RunFolder(run).recipe().train.timed
+    assert timed.other_seconds < 25  # and without the 60 of the first start
+    assert timed.runtime.startswith("compiled")
+
+
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_it_measured_measures_again(teacher_folder, image_folder, tmp_path, monkeypatch):
     words = (teacher_folder, image_folder, *SHORT, "-o", tmp_path / "run", *options())
 
