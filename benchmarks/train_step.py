@@ -7,7 +7,7 @@ The plain loop is written as one would write it from the paper: the teacher is a
 transformed in the whole plane, AdamW and the average as they come. Its loss is compared with ours before anything is
 timed. Teachers are the demo's and the ablation's, students as `slimdpm slim --ratio 8` plans them, images random: what
 they show costs nothing. All rows take turns in one process, a group of steps each, and the median counts; on a CPU the
-processor's time of one thread. Saves train_step.json.
+processor's time of one thread. Saves train_step.json, or train_step_cuda.json.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from slimdpm.training.accelerator import make_accelerator
 from slimdpm.training.job import Job
 from slimdpm.training.run import new_trainer
 
-RESULT = Path(__file__).parent / "results" / "train_step.json"
+RESULTS = Path(__file__).parent / "results"
 TEACHERS = {"demo": "demo:teacher", "ablation": str(kept_teacher("32"))}
 GROUP, ROUNDS = 8, 7  # steps between two looks at the clock: whole groups of every reuse; one round more comes first
 PLAIN = "plain loop"
@@ -120,7 +120,7 @@ def job_of(name: str, teacher: str, row: Mapping[str, Any], images: np.ndarray, 
     settings = {"train.batch_size": batch, "train.trackers": [], "data.workers": 0, **row}
     alone = name == "images alone"
     if alone:
-        settings |= {"student.init": "teacher", "student.kind": "spectral"}
+        settings |= {"student.init": "teacher", "student.kind": "lite"}
     return planned(
         "train" if alone else "slim", teacher, slimdpm.Arrays(images), {"ratio": 8.0}, steps=10**6, settings=settings
     )
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peak", type=float, help="the device's TFLOP/s, of which the result says the share")
     parser.add_argument("--only", nargs="+", choices=TEACHERS, default=list(TEACHERS), help="teachers")
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, help="by default beside the other results")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cpu":
@@ -178,7 +178,8 @@ def main() -> None:
             macs = {"teacher": job.plan.teacher_cost.macs, "student": measure(job.plan.config).macs}
             result["families"][family] = {"macs": macs, "loss off": off, "seconds": seconds}
             print(family, table(seconds, macs, options), sep="\n", flush=True)
-    write_json(options.output, result)
+    name = "train_step" if device.type == "cpu" else f"train_step_{device.type}"
+    write_json(options.output or RESULTS / f"{name}.json", result)
 
 
 def table(seconds: Mapping[str, float], macs: Mapping[str, int], options: argparse.Namespace) -> str:

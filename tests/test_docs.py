@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import demo_choices
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import recipe_keys
 import timed_budget
+import train_step
 import typer
 import yaml
 from ablation import tables
@@ -237,6 +239,13 @@ def test_costs_of_presets_are_those_counted():
         cost = measure(PRESETS[name].config, tokens=PRESETS[name].tokens)
         assert params == amounts.parameters(cost.params)
         assert (macs, macs_all) == (amounts.macs(cost.macs), amounts.macs(cost.macs_all))
+
+
+def test_steps_on_a_gpu_take_as_long_as_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/train_step_cuda.json").read_text())
+    (family,) = results["families"].values()
+    told = train_step.table(family["seconds"], family["macs"], Namespace(peak=989, batch=results["batch"]))
+    assert told in (ROOT / "docs/cost.md").read_text(encoding="utf-8")
 
 
 def test_kills_are_those_that_were_tried():
