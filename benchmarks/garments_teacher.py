@@ -9,10 +9,12 @@ r"""The teachers of garments: how they begin, and what they are worth.
     python benchmarks/garments_teacher.py measure runs/long clothing --work runs/long-measured \
         --name garments_teacher_long
 
-``slimdpm:garments-teacher``, that of the packaged students, learns from it to predict v, on a CPU:
+``slimdpm:garments-teacher``, that of the packaged students, learns from it to predict v, on a CPU, and trains on with
+the photographs, on a GPU:
 
     slimdpm slim --recipe recipes/garments-teacher-v.yaml -o runs/garments-v
-    python benchmarks/garments_teacher.py measure runs/garments-v clothing --work runs/garments-v-measured
+    slimdpm train slimdpm:garments -o runs/teacher --like runs/garments-v --recipe recipes/garments-teacher.yaml
+    python benchmarks/garments_teacher.py measure runs/teacher clothing --work runs/teacher-measured
 
 ``slimdpm:garments-teacher-small``, the demo's, begins as the ablation's teacher, which knows no classes and has seen
 160,000 images: with an embedding of the ten classes that adds nothing at first.

@@ -3,7 +3,7 @@
     slimdpm train --recipe recipes/demo-teacher.yaml -o runs/demo-teacher
     python benchmarks/pack_assets.py pipeline runs/demo-teacher demo-teacher
 
-    python benchmarks/pack_assets.py pipeline runs/garments-v garments-teacher
+    python benchmarks/pack_assets.py pipeline runs/teacher garments-teacher
     python benchmarks/pack_assets.py pipeline runs/garments-small garments-teacher-small
     python benchmarks/pack_assets.py images clothing
 
