@@ -230,6 +230,18 @@ def test_the_students_of_garments_are_worth_what_was_measured():
     for benchmark in (garments_students, garments_seconds, garments_guided):
         results = json.loads((ROOT / f"benchmarks/results/{benchmark.__name__}.json").read_text())
         assert benchmark.table(results) in findings
+    epsilon = json.loads((ROOT / "benchmarks/results/garments_seconds_epsilon.json").read_text())
+    assert garments_seconds.table(epsilon) in findings
+
+
+def test_the_distilled_student_follows_its_teacher_as_closely_as_was_measured():
+    networks = json.loads((ROOT / "benchmarks/results/garments_seconds.json").read_text())["networks"]
+    plain, lite = (
+        [networks[f"12-{kind}-{seed}"][garments_seconds.APART] for seed in range(3)] for kind in ("plain", "lite")
+    )
+    ratio = np.mean(np.divide(plain, lite))
+    for page in ("README.md", "docs/findings.md"):
+        assert f"{ratio:.2f} as far from the teacher's" in (ROOT / page).read_text(encoding="utf-8").replace("\n ", "")
 
 
 def test_costs_of_presets_are_those_counted():
