@@ -1,6 +1,7 @@
 """A site of `slimdpm export --to web` in headless Chromium: milliseconds of a step, and pictures of the page.
 
-python benchmarks/web_page.py SITE -o benchmarks/results/web_page.json --pictures docs/figures
+slimdpm export slimdpm:garments-12x --to web --teacher slimdpm:garments-teacher -o site
+python benchmarks/web_page.py site -o benchmarks/results/web_page.json --pictures docs/figures --class t-shirt
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--class", dest="wanted", help="that the pictures show, with --guidance")
+    parser.add_argument("--guidance", type=float, default=3.0)
     options = parser.parse_args()
     program = next(filter(None, map(shutil.which, BROWSERS)))
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
@@ -57,7 +60,7 @@ def main() -> None:
         times = measured(browser, address, options.images)
         if options.pictures:
             for name, view in VIEWS.items():
-                picture(browser, address, options.seed, view, options.pictures / f"{name}.png")
+                picture(browser, address, options, view, options.pictures / f"{name}.png")
         told = {"browser": f"Chromium {browser.version}, headless", "machine": platform.machine()}
     result = {**told, "sizes": sizes(options.site), "steps": times}
     options.output.write_text(json.dumps(result, indent=2) + "\n")
@@ -95,12 +98,15 @@ def generate(page: Page, seed: str) -> str:
     return re.search(r"with (.+?)\.( |$)", status)[1]  # type: ignore[index]
 
 
-def picture(browser: Browser, address: str, seed: str, view: dict[str, Any], file: Path) -> None:
+def picture(browser: Browser, address: str, options: argparse.Namespace, view: dict[str, Any], file: Path) -> None:
     context = browser.new_context(**view)
     page = context.new_page()
     page.goto(address)
-    generate(page, seed)  # warm
-    generate(page, seed)
+    generate(page, options.seed)  # warm
+    if options.wanted:
+        page.locator("#class").select_option(label=options.wanted)
+        page.locator("#guidance").fill(f"{options.guidance:g}")
+    generate(page, options.seed)
     page.screenshot(path=file, full_page=True)
     context.close()
 
