@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ablation.tables import Summary, markdown
 from garments import EACH
 from garments_students import RECIPE
 from rich.console import Console
 
-from slimdpm.demo.judge import SCHEDULER, STEPS, Judge
+from slimdpm.demo.judge import SCHEDULER, STEPS, Judge, Verdict
+from slimdpm.demo.run import APART
 from slimdpm.demo.students import demo_recipe, gated_recipe, lasting, lite_recipe, seconds_per_step
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.run_folder import RunFolder
@@ -51,7 +51,6 @@ TITLES = {LITE: "fair Lite", "plain": "distilled, no gates", "spectral": "distil
 NAMES = [f"{RATIO}-{kind}-{seed}" for kind in KINDS for seed in SEEDS]
 GUIDANCE = 3.0
 MEASURES = ("error", "upper half", "kernel distance", "named")
-APART = "from the teacher's"  # samples of the same noise: root mean square of the pixels, of 255; mean over the samples
 
 
 def job_of(name: str, teacher: str, work: Path) -> Job:
@@ -89,15 +88,12 @@ def measured(teacher: str, work: Path) -> dict[str, Any]:
     judge = Judge(work / "measured", display)
     networks = {"teacher": ASSETS / teacher, **{name: work / name for name in NAMES}}
     found: dict[str, Any] = {}
-    followed: np.ndarray | None = None  # the teacher's samples
+    verdicts: dict[str, Verdict] = {}
     for name, folder in networks.items():
-        verdict = judge.verdict(name, load_pipeline(folder), GUIDANCE, EACH)
-        found[name] = verdict.figures()
-        if followed is None:
-            followed = verdict.samples.astype(np.float64)
-        else:
-            apart = np.sqrt(((verdict.samples - followed) ** 2).mean(axis=(1, 2, 3)))
-            found[name] |= {"steps": steps_of(folder), APART: float(apart.mean())}
+        verdicts[name] = judge.verdict(name, load_pipeline(folder), GUIDANCE, EACH)
+        found[name] = verdicts[name].figures()
+        if name in NAMES:
+            found[name] |= {"steps": steps_of(folder), APART: verdicts[name].apart(verdicts["teacher"])}
         print(name, found[name], flush=True)
     return {
         "networks": found,

@@ -1,6 +1,7 @@
 """The demo end to end with few steps: three students of equal cost and seconds, measured beside their teacher."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -114,6 +115,12 @@ def test_the_demo_compares_its_networks_and_reports(whole, brief):
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     results = json.loads((folder / "results.json").read_text())
     assert results["networks"]["lite"]["steps"] == 3 and 0 <= results["networks"]["teacher"]["named"] <= 1
+    samples = {entry.name: entry.samples.astype(float) for entry in entries}
+    apart = [
+        math.dist(one.ravel(), other.ravel()) / one.size**0.5
+        for one, other in zip(samples["teacher"], samples["lite"], strict=True)
+    ]
+    assert results["networks"]["lite"]["from the teacher's"] == pytest.approx(sum(apart) / len(apart))
     assert Image.open(folder / "comparison.png").width > 900
 
 

@@ -62,6 +62,12 @@ class Verdict:
             "named": self.named,
         }
 
+    def apart(self, other: Verdict) -> float:
+        """How far the samples are from another network's of the same noise: the root of the mean squared difference of
+        the pixels, which go to 255; the mean over the samples."""
+        squares = (self.samples.astype(np.float64) - other.samples) ** 2
+        return float(np.sqrt(squares.mean(axis=(1, 2, 3))).mean())
+
 
 class Photographs:
     """Photographs of garments, in the order of their source.

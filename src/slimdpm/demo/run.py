@@ -28,9 +28,11 @@ from slimdpm.training.job import Job
 ROWS = 3  # of samples of each network in the report; comparison.png has two
 NAMES = {"teacher": "teacher", "lite": "Lite", "spectral": "Spectral", "plain": "plain"}
 HEADINGS = (
-    "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "class named",
+    "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "from teacher's",
+    "class named",
 )  # fmt: skip
-BRIEF = (0, 2, 3, 5, 7, 8)  # which of these a terminal of 80 columns has room for
+BRIEF = (0, 2, 3, 5, 7, 9)  # which of these a terminal of 80 columns has room for
+APART = "from the teacher's"  # of a student's figures, see `Verdict.apart`
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
@@ -63,6 +65,8 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         for name, verdict in verdicts.items()
     ]
     results = {entry.name: _figures(entry, verdicts[entry.name]) for entry in entries}
+    for name in students:
+        results[name][APART] = verdicts[name].apart(verdicts["teacher"])
     write_json(folder / "results.json", {"networks": results, "photographs": {"named": judge.named}, **_facts(judge)})
     table = results_table(results, judge.named)
     gallery = _gallery(entries, judge)
@@ -113,6 +117,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
             f"{row['error']:.4f}",
             f"{row['upper half']:.4f}",
             f"{row['kernel distance']:.3f} ± {row['its standard error']:.3f}",
+            f"{row[APART]:.1f}" if APART in row else "",
             f"{row['named']:.0%}",
         ]
         for name, row in results.items()
@@ -121,8 +126,9 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
     text = (
         "Error: of the noise that a network finds in noisy photographs of the test, and of its finer half; means over "
         f"five noise levels. Kernel distance: of {10 * EACH} samples' EfficientNet-lite0 features to those of these "
-        "photographs, ± its standard error. Class named: part of the samples in which a classifier of real photographs "
-        "finds the class that was asked for. Less is better but for this last one."
+        "photographs, ± its standard error. From teacher's: how far samples are from the teacher's of the same noise, "
+        "root of the mean squared difference of the pixels, which go to 255. Class named: part of the samples in which "
+        "a classifier of real photographs finds the class that was asked for. Less is better but for this last one."
     )
     return Table("How good they are", text, HEADINGS, [*rows, photographs])
 
