@@ -109,7 +109,16 @@ def test_the_demo_compares_its_networks_and_reports(whole, brief):
         assert entry.errors.upper == pytest.approx(found.upper, rel=1e-4)
         assert entry.errors.overall == pytest.approx(found.overall, rel=1e-4)
     page = (folder / "report.html").read_text()
-    told = ("dress</b>", "t-shirt</b>", "photographs", "Spectral: dress", "class named", "kernel distance", "<svg")
+    told = (
+        "dress</b>",
+        "t-shirt</b>",
+        "photographs",
+        "Spectral: dress",
+        "garments-12x: dress",
+        "class named",
+        "kernel distance",
+        "<svg",
+    )
     for words in (*told, "How good they are", "3 steps", "upper half", "faster a step"):
         assert words in page, words
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained

@@ -13,7 +13,7 @@ import numpy as np
 
 from slimdpm.demo.judge import EACH, GUIDANCE, SCHEDULER, STEPS, Judge, Verdict
 from slimdpm.demo.students import MAIN, demo_recipe, train_students
-from slimdpm.method.cost import Cost
+from slimdpm.method.cost import Cost, measure_model
 from slimdpm.method.latency import brief_latencies
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.report.figures import gallery_figure
@@ -33,6 +33,8 @@ HEADINGS = (
 )  # fmt: skip
 BRIEF = (0, 2, 3, 5, 7, 9)  # which of these a terminal of 80 columns has room for
 APART = "from the teacher's"  # of a student's figures, see `Verdict.apart`
+LONGER = ("garments-teacher", "garments-12x")  # of the package: a teacher and its student that were trained for longer
+LONGER_GUIDANCE = 3.0
 
 
 def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: Display | None = None) -> list[Entry]:
@@ -69,7 +71,7 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         results[name][APART] = verdicts[name].apart(verdicts["teacher"])
     write_json(folder / "results.json", {"networks": results, "photographs": {"named": judge.named}, **_facts(judge)})
     table = results_table(results, judge.named)
-    gallery = _gallery(entries, judge)
+    gallery = _gallery(entries, judge, [_longer(name, judge) for name in LONGER])
     write_report(folder / "report.html", _report(jobs, entries, judge, gallery, table, folder))
     blocks = [[(f"{name}\n{beside}", images) for name, beside, images in block] for block in gallery.blocks[:ROWS]]
     with atomic_file(folder / "comparison.png") as temporary:
@@ -78,7 +80,8 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         headings, *rows = ([row[column] for column in BRIEF] for row in (table.headings, *table.rows))
         display.console.print(figures_table(headings, rows))
     display.say(
-        f"look at {folder / 'report.html'}; then try: slimdpm sample {folder / MAIN} --class dress, slimdpm "
+        f"look at {folder / 'report.html'}; then try: slimdpm sample {folder / MAIN} --class dress, slimdpm sample "
+        f"slimdpm:{LONGER[-1]} --class pants --guidance {LONGER_GUIDANCE:g} (which was trained for longer), slimdpm "
         f"export {folder / MAIN} --to web --teacher {recipe.teacher} -o site, slimdpm slim TEACHER PHOTOS"
     )
     return entries
@@ -133,17 +136,29 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
     return Table("How good they are", text, HEADINGS, [*rows, photographs])
 
 
-def _gallery(entries: list[Entry], judge: Judge) -> Gallery:
-    """Photographs above, then a block of all networks for each noise."""
+Row = tuple[str, str, np.ndarray]  # of a gallery: its name, what stands beside it, a sample of each class
+
+
+def _longer(name: str, judge: Judge) -> Row:
+    """What a network of the package makes."""
+    pipeline = load_pipeline(f"slimdpm:{name}")
+    price = f"{amounts.macs(measure_model(pipeline.unet).macs)} MACs"
+    return name, price, judge.samples(name, pipeline, LONGER_GUIDANCE, 1)
+
+
+def _gallery(entries: list[Entry], judge: Judge, longer: list[Row]) -> Gallery:
+    """Photographs above, what longer training gives, then a block of all networks for each noise."""
     columns = len(judge.photographs.classes)
     upper, lower = judge.photographs.shown(2).reshape(2, columns, *judge.photographs.images.shape[1:])
-    blocks: list[list[tuple[str, str, np.ndarray]]] = [[("photographs", "", upper), ("", "", lower)]]
+    blocks: list[list[Row]] = [[("photographs", "", upper), ("", "", lower)], longer]
     for i in range(0, min(ROWS * columns, len(entries[0].samples)), columns):
         blocks.append([(NAMES[e.name], _price(e.cost, e.seconds), e.samples[i : i + columns]) for e in entries])
     text = (
-        "Below photographs of the test, the same noise in each column of a block: what the teacher makes of it, and "
-        "what three networks do that are many times smaller. Beside the names MACs and milliseconds of a step. Nothing "
-        "is chosen among photographs or samples."
+        "Below photographs of the test, two networks of the package: what minutes of a GPU make of a teacher, and of a "
+        f"student of a twelfth of its MACs (guidance {LONGER_GUIDANCE:g}). Then what was trained here, in a minute "
+        "each; the same noise in each column of a block: what the teacher makes of it, and what three networks do that "
+        "are many times smaller. Beside the names MACs and milliseconds of a step. Nothing is chosen among photographs "
+        "or samples."
     )
     return Gallery(text, judge.photographs.classes, blocks)
 
