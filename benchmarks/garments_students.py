@@ -194,30 +194,20 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    heads = [
-        "network",
-        "parameters",
-        "MACs",
-        "ms",
-        "steps",
-        "images",
-        "kernel distance",
-        "guided",
-        "class named",
-        "guided",
-    ]
+    worth = ["kernel distance", "guided", "class named", "guided"]
+    heads = ["network", "parameters", "MACs", "ms", "steps", "images", *worth]
     rows = []
     for name, network in found["networks"].items():
         free, guided = (network["guidance"][f"{scale:g}"] for scale in GUIDANCE)
-        steps, batch = (network["training"] or {}).get("steps", 0), (network["training"] or {}).get("batch size", 0)
+        training = network["training"]
+        seen = [training["steps"], training["steps"] * training["batch size"]] if training else []
         rows.append(
             [
                 name,
                 amounts.parameters(network["cost"]["params"]),
                 amounts.macs(network["cost"]["macs"]),
                 f"{network['milliseconds']:.1f}",
-                f"{steps:,}" if steps else "",
-                f"{steps * batch:,}" if steps else "",
+                *([f"{number:,}" for number in seen] or ["", ""]),
                 *(f"{v['kernel distance']:.3f} ± {v['its standard error']:.3f}" for v in (free, guided)),
                 *(f"{v['named']:.0%}" for v in (free, guided)),
             ]

@@ -245,7 +245,7 @@ def test_random_crops_are_decoded_by_workers_and_do_not_depend_on_them(image_fol
 def test_for_a_gpu_workers_read_what_is_cached(numbered, monkeypatch):
     """One process reads 6,000 small images a second, and launches no kernel meanwhile."""
     asked = []
-    monkeypatch.setattr(stream, "batch_loader", lambda *args, **options: asked.append(options["num_workers"]) or [])
+    monkeypatch.setattr(stream, "Loader", lambda *args, **options: asked.append(options["num_workers"]) or [])
     for pin in (False, True):
         training_loader(TrainingStream(numbered), StreamBatches(4, 0, 6), workers=2, pin=pin)
     assert asked == [0, 2]

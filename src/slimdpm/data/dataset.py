@@ -197,7 +197,7 @@ def _decode_all(
 ) -> dict[int, tuple[str, str]]:
     """Decode every image, into the cache if there is one. Returns the broken ones: number to (name, reason)."""
     broken: dict[int, tuple[str, str]] = {}
-    loader = Loader(_Attempts(source, decoder), batch_size=None, collate_fn=_as_is, num_workers=workers)
+    loader = Loader(_Attempts(source, decoder), num_workers=workers)
     results = display.track(loader, len(source), "reading images", "images")
     if squares_file is None:
         broken.update({i: (source.name(i), reason) for i, _, reason in results if reason})
@@ -212,10 +212,6 @@ def _decode_all(
                 squares[i] = array
         squares.flush()
     return broken
-
-
-def _as_is(item):
-    return item
 
 
 class _Attempts(Dataset):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
+from torch.utils.data import DataLoader, Dataset
 
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.stop_signals import leave_to_parent
@@ -16,14 +15,13 @@ from slimdpm.system.stop_signals import leave_to_parent
 class Loader(DataLoader):
     """A DataLoader that leaves the global random state alone: nothing here draws from a loader's generator.
 
-    A `SlimdpmError` comes out of its processes as it was raised, without their tracebacks.
+    What the data set gives comes as it is; one that gives whole batches has a `sampler` of their numbers. A
+    `SlimdpmError` comes out of its processes as it was raised, without their tracebacks.
     """
 
-    def __init__(self, dataset: Dataset, collate_fn: Callable = default_collate, **options: Any):
-        collate = partial(_first_error_or, collate_fn)
-        super().__init__(
-            _Caught(dataset), collate_fn=collate, generator=torch.Generator(), worker_init_fn=leave_to_parent, **options
-        )
+    def __init__(self, dataset: Dataset, **options: Any):
+        options |= {"batch_size": None, "collate_fn": _as_is, "worker_init_fn": leave_to_parent}
+        super().__init__(_Caught(dataset), generator=torch.Generator(), **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         with blamed("the processes that read images fail (data.workers=0 does without)"):
@@ -31,11 +29,6 @@ class Loader(DataLoader):
                 if isinstance(item, SlimdpmError):
                     raise item
                 yield item
-
-
-def batch_loader(dataset: Dataset, batches: Iterable[Sequence[int]], **options: Any) -> Loader:
-    """Of a data set whose items are whole batches, each for a sequence of numbers."""
-    return Loader(dataset, default_convert, sampler=batches, batch_size=None, **options)
 
 
 class _Caught(Dataset):
@@ -54,6 +47,5 @@ class _Caught(Dataset):
             return error
 
 
-def _first_error_or(collate: Callable, items: Any) -> Any:
-    found = items if isinstance(items, list) else [items]
-    return next((item for item in found if isinstance(item, SlimdpmError)), None) or collate(items)
+def _as_is(item: Any) -> Any:
+    return item

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slimdpm.data.dataset import Images
 from slimdpm.data.images import to_model_range
-from slimdpm.data.loader import batch_loader
+from slimdpm.data.loader import Loader
 
 
 class TrainingStream(Dataset):
@@ -96,4 +96,4 @@ def training_loader(
     """
     if not pin and (stream.images.squares is not None or stream.images.latents is not None):
         workers = 0
-    return batch_loader(stream, batches, num_workers=workers, pin_memory=pin)
+    return Loader(stream, sampler=batches, num_workers=workers, pin_memory=pin)

@@ -18,7 +18,7 @@ from slimdpm.data.labels import labels_of
 from slimdpm.data.open_source import open_source
 from slimdpm.data.sources import Source
 from slimdpm.metrics.classifier import Classifier
-from slimdpm.metrics.collect import Collected, Generated, Given, collect
+from slimdpm.metrics.collect import Generated, Given, collect
 from slimdpm.metrics.denoising import TIMESTEPS, DenoisingErrors, denoising_errors
 from slimdpm.metrics.distances import kernel_distance, kernel_means
 from slimdpm.metrics.extractors import Extractor, load_extractor
@@ -140,26 +140,19 @@ class Judge:
     ) -> Verdict:
         """Of a class as many samples as `each`, by default `EACH`."""
         errors = self._errors(name, pipeline)
-        samples = self._sampled(name, pipeline, guidance, each or EACH)
+        photographs, classes = self.photographs, self.photographs.classes
+        request = Request(classes=classes, guidance=guidance)
+        made = Generated(name, pipeline, (each or EACH) * len(classes), STEPS, SCHEDULER, request=request)
+        samples = collect(made, self.folder, self.extractor, self.display)
         features = samples.features()
-        distance = kernel_distance(features, self.photographs.features, within=self._within)
+        distance = kernel_distance(features, photographs.features, within=self._within)
         return Verdict(
             errors,
             np.concatenate(list(samples.batches())),
             distance.value,
             float(distance.influence.std() / np.sqrt(len(features))),
-            self.classifier.accuracy(features, np.arange(len(features)) % len(self.photographs.classes)),
+            self.classifier.accuracy(features, np.arange(len(features)) % len(classes)),
         )
-
-    def samples(self, name: str, pipeline: DiffusionPipeline, guidance: float, each: int) -> np.ndarray:
-        """Of the classes in turn, uint8 ``(each × classes, H, W, C)``."""
-        return np.concatenate(list(self._sampled(name, pipeline, guidance, each).batches()))
-
-    def _sampled(self, name: str, pipeline: DiffusionPipeline, guidance: float, each: int) -> Collected:
-        classes = self.photographs.classes
-        request = Request(classes=classes, guidance=guidance)
-        made = Generated(name, pipeline, each * len(classes), STEPS, SCHEDULER, request=request)
-        return collect(made, self.folder, self.extractor, self.display)
 
     def _errors(self, name: str, pipeline: DiffusionPipeline) -> DenoisingErrors:
         shell, labels = shell_of(pipeline), torch.from_numpy(self.photographs.labels)

@@ -5,19 +5,19 @@ The teacher and the photographs come with the package, see `slimdpm.system.packa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from slimdpm.conditioning import Request
 from slimdpm.demo.judge import EACH, GUIDANCE, SCHEDULER, STEPS, Judge, Verdict
 from slimdpm.demo.students import MAIN, demo_recipe, train_students
 from slimdpm.method.cost import Cost, measure_model
 from slimdpm.method.latency import brief_latencies
 from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.pipelines.sampling import sample_images
 from slimdpm.report.figures import gallery_figure
-from slimdpm.report.page import Entry, Gallery, Report, Table, write_report
+from slimdpm.report.page import Entry, Gallery, Report, Row, Table, write_report
 from slimdpm.run_folder import RunFolder
 from slimdpm.system import amounts
 from slimdpm.system.files import atomic_file, write_json
@@ -25,14 +25,15 @@ from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display, figures_table
 from slimdpm.training.job import Job
 
-ROWS = 3  # of samples of each network in the report; comparison.png has two
+ROWS = 3  # of samples of each network in the report
+BLOCKS = 3  # of the report's in comparison.png: photographs, the package's networks, a row of samples of each of ours
 NAMES = {"teacher": "teacher", "lite": "Lite", "spectral": "Spectral", "plain": "plain"}
+APART = "from the teacher's"  # of a student's figures, see `Verdict.apart`
 HEADINGS = (
-    "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", "from teacher's",
+    "network", "parameters", "MACs", "ms", "training", "error of ε", "upper half", "kernel distance", APART,
     "class named",
 )  # fmt: skip
 BRIEF = (0, 2, 3, 5, 7, 9)  # which of these a terminal of 80 columns has room for
-APART = "from the teacher's"  # of a student's figures, see `Verdict.apart`
 LONGER = ("garments-teacher", "garments-12x")  # of the package: a teacher and its student that were trained for longer
 LONGER_GUIDANCE = 3.0
 
@@ -71,9 +72,9 @@ def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, display: 
         results[name][APART] = verdicts[name].apart(verdicts["teacher"])
     write_json(folder / "results.json", {"networks": results, "photographs": {"named": judge.named}, **_facts(judge)})
     table = results_table(results, judge.named)
-    gallery = _gallery(entries, judge, [_longer(name, judge) for name in LONGER])
+    gallery = _gallery(entries, judge, [_longer(name, judge.photographs.classes) for name in LONGER])
     write_report(folder / "report.html", _report(jobs, entries, judge, gallery, table, folder))
-    blocks = [[(f"{name}\n{beside}", images) for name, beside, images in block] for block in gallery.blocks[:ROWS]]
+    blocks = [[(f"{name}\n{beside}", images) for name, beside, images in block] for block in gallery.blocks[:BLOCKS]]
     with atomic_file(folder / "comparison.png") as temporary:
         gallery_figure(gallery.columns, blocks).savefig(temporary, format="png")
     if display.console is not None:
@@ -129,21 +130,18 @@ def results_table(results: Mapping[str, Mapping[str, Any]], real: float) -> Tabl
     text = (
         "Error: of the noise that a network finds in noisy photographs of the test, and of its finer half; means over "
         f"five noise levels. Kernel distance: of {10 * EACH} samples' EfficientNet-lite0 features to those of these "
-        "photographs, ± its standard error. From teacher's: how far samples are from the teacher's of the same noise, "
+        "photographs, ± its standard error. From the teacher's: how far samples are from its own of the same noise, "
         "root of the mean squared difference of the pixels, which go to 255. Class named: part of the samples in which "
         "a classifier of real photographs finds the class that was asked for. Less is better but for this last one."
     )
     return Table("How good they are", text, HEADINGS, [*rows, photographs])
 
 
-Row = tuple[str, str, np.ndarray]  # of a gallery: its name, what stands beside it, a sample of each class
-
-
-def _longer(name: str, judge: Judge) -> Row:
-    """What a network of the package makes."""
-    pipeline = load_pipeline(f"slimdpm:{name}")
+def _longer(name: str, classes: Sequence[str]) -> Row:
+    """What a network of the package makes, one sample of each class."""
+    pipeline, request = load_pipeline(f"slimdpm:{name}"), Request(classes=classes, guidance=LONGER_GUIDANCE)
     price = f"{amounts.macs(measure_model(pipeline.unet).macs)} MACs"
-    return name, price, judge.samples(name, pipeline, LONGER_GUIDANCE, 1)
+    return name, price, sample_images(pipeline, len(classes), steps=STEPS, scheduler=SCHEDULER, request=request)
 
 
 def _gallery(entries: list[Entry], judge: Judge, longer: list[Row]) -> Gallery:

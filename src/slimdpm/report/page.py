@@ -47,6 +47,9 @@ class Entry:
     errors: DenoisingErrors | None = None
 
 
+Row = tuple[str, str, np.ndarray]  # a name, what stands beside it, and images uint8 ``(columns, H, W, C)``
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Images in rows and columns that have names.
@@ -54,13 +57,12 @@ class Gallery:
     Attributes:
         text: what is to be seen.
         columns: their names.
-        blocks: of rows that belong together: a row's name, what stands beside it, and its images uint8
-            ``(columns, H, W, C)``.
+        blocks: of rows that belong together.
     """
 
     text: str
     columns: Sequence[str]
-    blocks: Sequence[Sequence[tuple[str, str, np.ndarray]]]
+    blocks: Sequence[Sequence[Row]]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slimdpm.data.dataset import Images
-from slimdpm.data.loader import batch_loader
+from slimdpm.data.loader import Loader
 from slimdpm.data.stream import TrainingStream
 from slimdpm.method.forward_process import Process
 from slimdpm.method.networks import Inputs
@@ -83,7 +83,7 @@ class Validation:
         shell, device, size = self.job.shell, self.accelerator.device, self.batch_size
         stream = TrainingStream(self.images, seed=self.job.recipe.train.seed)
         parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-        batches = list(batch_loader(stream, parts))
+        batches = list(Loader(stream, sampler=parts))
         moments = []
         for batch in batches:  # later uses are for conditions alone: images stay if the network sees any
             known = batch.pop("latents", None) or shell.encode_moments(batch["images"].to(device))
