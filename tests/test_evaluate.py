@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMPipeline
 from helpers import Forked, command, latent_pipeline, launch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -300,3 +300,53 @@ def test_mistakes_are_one_line(place, tmp_path, arguments, words):
     done = CliRunner().invoke(app, ["evaluate", *(names.get(a, a) for a in arguments), "-o", str(tmp_path / "e")])
     assert isinstance(done.exception, SlimdpmError), done.exception
     assert words in str(done.exception) and "\n" not in str(done.exception)
+
+
+@pytest.fixture(scope="module")
+def student(place, teacher_folder):
+    """The model's network, each weight a little off, as a pipeline beside it."""
+    pipeline = DDPMPipeline.from_pretrained(teacher_folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in pipeline.unet.parameters():
+            weight.add_(torch.randn(weight.shape) / 500)
+    pipeline.save_pretrained(place / "student")
+    return place / "student"
+
+
+def test_a_student_is_compared_with_its_teachers_samples_of_the_same_noise(place, student, tmp_path):
+    result = run(place, tmp_path / "e", models=("model", "student", "others.npz"))
+    first, second = (load_all(tmp_path / "e", name) for name in ("model", "student"))
+    off = np.array([np.sqrt(((a - b) ** 2).mean()) for a, b in zip(first, second, strict=True)])
+    found = result.followed
+    assert set(found.models) == {"student"}  # data starts from no noise
+    assert found.models["student"].value == pytest.approx(off.mean()) and off.mean() > 1
+    low, high = found.models["student"].interval
+    spread = off.std() / np.sqrt(len(off))
+    assert low == pytest.approx(off.mean() - 2 * spread, abs=spread) and low < off.mean() < high
+    unrelated = np.mean([np.sqrt(((first[i] - first[i - 1]) ** 2).mean()) for i in range(len(first))])
+    assert found.unrelated.value == pytest.approx(unrelated) and unrelated > off.mean()
+    told = json.loads((tmp_path / "e" / "results.json").read_text())["from_the_first"]
+    assert told["student"]["difference of pixels, of 255"]["value"] == pytest.approx(off.mean())
+    assert "from model's of the same noise,student,two of model's own" in (tmp_path / "e" / "results.csv").read_text()
+
+
+def load_all(folder, name):
+    """The images of a model in an evaluation's folder, float64 ``(N, H, W, C)``."""
+    shards = sorted(next(folder.glob(f"{name}-*")).glob("*.safetensors"))
+    return np.concatenate([load_file(shard)["image"].numpy() for shard in shards]).astype(np.float64)
+
+
+def test_pipelines_are_compared_without_real_images_or_features(place, student, tmp_path, monkeypatch):
+    monkeypatch.setattr("slimdpm.metrics.evaluate.load_extractor", lambda *_, **__: pytest.fail("features are needed"))
+    names = [str(place / "model"), str(student)]
+    result = evaluate(names, None, tmp_path / "e", settings(place, extractor="inception"))
+    assert result.followed.models["student"].value > 0 and result.models == {"model": {}, "student": {}}
+    done = CliRunner().invoke(app, ["evaluate", *names, "-n", "70", "--steps", "2", "-o", str(tmp_path / "e")])
+    assert done.exit_code == 0 and "difference of pixels, of 255" in done.output and "ratio" not in done.output
+    with pytest.raises(SlimdpmError, match="nothing to measure against"):
+        evaluate([names[0], str(place / "others.npz")], None, tmp_path / "f", settings(place))
+    latent_pipeline(AutoencoderKL).save_pretrained(tmp_path / "ldm")  # its noise is of another shape
+    with pytest.raises(SlimdpmError, match="several pipelines of one kind"):
+        evaluate([names[0], str(tmp_path / "ldm")], None, tmp_path / "f", settings(place))
+    assert not (tmp_path / "f").exists()

@@ -64,13 +64,16 @@ def evaluate(
 
     FID, KID, precision, recall and Inception Score on the features of one network; distances of power spectra, power
     ratios by octave and sliced Wasserstein distances on the images themselves; each with a 95 % interval. Two random
-    halves of the real images are measured alike: the floor.
+    halves of the real images are measured alike: the floor. Of several models, how closely they follow the first: how
+    far their samples are from its own of the same noise. For that alone no real images are needed.
 
     A stopped evaluation goes on where it was by the same command. Several processes share the work, see the README.
 
         slimdpm evaluate runs/cat --against photos/ -n 10000
 
         slimdpm evaluate --compare runs/teacher runs/lite runs/spectral --against photos/ --extractor efficientnet-lite0
+
+        slimdpm evaluate path/to/teacher runs/slim -n 100
     """
     from slimdpm.metrics.evaluate import Settings
     from slimdpm.metrics.evaluate import evaluate as run

@@ -22,6 +22,7 @@ from slimdpm.metrics.collect import Generated, Given, collect
 from slimdpm.metrics.denoising import TIMESTEPS, DenoisingErrors, denoising_errors
 from slimdpm.metrics.distances import kernel_distance, kernel_means
 from slimdpm.metrics.extractors import Extractor, load_extractor
+from slimdpm.metrics.pairs import pixels_apart
 from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.system.packaged import ASSETS
 from slimdpm.system.progress import Display
@@ -63,10 +64,8 @@ class Verdict:
         }
 
     def apart(self, other: Verdict) -> float:
-        """How far the samples are from another network's of the same noise: the root of the mean squared difference of
-        the pixels, which go to 255; the mean over the samples."""
-        squares = (self.samples.astype(np.float64) - other.samples) ** 2
-        return float(np.sqrt(squares.mean(axis=(1, 2, 3))).mean())
+        """How far the samples are from another network's of the same noise: the mean of `pixels_apart`."""
+        return float(pixels_apart(self.samples, other.samples).mean())
 
 
 class Photographs:

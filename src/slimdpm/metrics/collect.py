@@ -41,6 +41,10 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def start(self) -> str | None:
+        """What samples are made of: another noise or condition is another start. None of what was not sampled here."""
+
     def images(self, first: int, last: int) -> np.ndarray:
         """uint8 ``(last − first, H, W, C)``."""
 
@@ -65,6 +69,7 @@ class Generated:
         shown = sorted(shell.conditioning.facts(self.request).items())
         sampler = (type(scheduler).__name__, settings_of(scheduler.config), self.steps, self.seed, SHARD)
         self.key = short(repr(([fingerprint(model) for model in models], sampler, *shown)))
+        self.start = short(repr((shell.shape, self.count, self.seed, *shown)))
         self.shape = (*sides(shell.image_size), shell.image_channels)
 
     def __len__(self) -> int:
@@ -86,6 +91,7 @@ class Given:
     most: int | None = None
     seed: int = 0
     stored: bool = True
+    start: str | None = None
 
     def __post_init__(self) -> None:
         self.order = np.random.default_rng(self.seed).permutation(len(self.data))[: self.most]
@@ -138,24 +144,32 @@ def collect(images: ImageSet, root: Path, extractor: Extractor, display: Display
         root: below it each set has a folder of its own.
     """
 
-    def make_pictures(numbers: range, notes: Notes) -> Iterator[Rows]:
-        yield {"image": torch.from_numpy(images.images(numbers.start, numbers.stop))}
-
     def make_features(numbers: range, notes: Notes) -> Iterator[Rows]:
         if pictures is None:
             yield _measured(extractor, images.images(numbers.start, numbers.stop))
         else:
             yield _measured(extractor, pictures.shard(numbers.start)["image"][: len(numbers)].numpy())
 
-    folder, pictures = root / _slug(f"{images.name}-{images.key}"), None
-    if not images.stored:
-        layout = Layout(len(images), {"image": images.shape}, torch.uint8, SHARD)
-        pictures = Store(folder, layout).build(make_pictures, f"images of {images.name}", display)
+    pictures = None if images.stored else pictures_of(images, root, display)
     one = _measured(extractor, np.full((1, *images.shape), 128, np.uint8))
     layout = Layout(len(images), {part: tuple(rows.shape[1:]) for part, rows in one.items()}, shard=SHARD)
     kind = extractor.name if extractor.key == extractor.name else f"{extractor.name}-{extractor.key}"
-    store = Store(folder / _slug(kind), layout)
+    store = Store(_folder_of(images, root) / _slug(kind), layout)
     return Collected(images, extractor, pictures, store.build(make_features, f"features of {images.name}", display))
+
+
+def pictures_of(images: ImageSet, root: Path, display: Display) -> Store:
+    """The images of a set that is not stored elsewhere; what is missing is made, see `collect`."""
+
+    def make(numbers: range, notes: Notes) -> Iterator[Rows]:
+        yield {"image": torch.from_numpy(images.images(numbers.start, numbers.stop))}
+
+    layout = Layout(len(images), {"image": images.shape}, torch.uint8, SHARD)
+    return Store(_folder_of(images, root), layout).build(make, f"images of {images.name}", display)
+
+
+def _folder_of(images: ImageSet, root: Path) -> Path:
+    return root / _slug(f"{images.name}-{images.key}")
 
 
 def _measured(extractor: Extractor, images: np.ndarray) -> Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning import Request
@@ -18,9 +19,11 @@ from slimdpm.data.dataset import Decoder, Images, prepare_images
 from slimdpm.data.open_source import open_source
 from slimdpm.data.sources import Source
 from slimdpm.metrics import distances
-from slimdpm.metrics.collect import Collected, Generated, Given, ImageSet, collect
-from slimdpm.metrics.extractors import load_extractor
+from slimdpm.metrics.collect import Generated, Given, ImageSet, collect
+from slimdpm.metrics.extractors import Extractor, load_extractor
+from slimdpm.metrics.intervals import draw
 from slimdpm.metrics.moments_files import load_moments, save_moments
+from slimdpm.metrics.pairs import alike, followed
 from slimdpm.metrics.scores import Evaluation, check_count, check_moments, score, tables
 from slimdpm.pipelines.sampling import probe
 from slimdpm.pipelines.shell import shell_of
@@ -33,6 +36,11 @@ from slimdpm.system.processes import pick_device, processes
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import check_folder, claim
 from slimdpm.system.sizes import Size, briefly, sides
+
+_NOTHING = (
+    "nothing to measure against: give --against DATA, --reference-stats FILE for the FID alone, or several pipelines "
+    "of one kind, to see how closely they follow the first"
+)
 
 
 @dataclass(frozen=True)
@@ -73,21 +81,25 @@ def evaluate(
     write_moments: Path | None = None,
     display: Display | None = None,
 ) -> Evaluation:
-    """Measure models against real images; write ``results.json`` and ``results.csv``.
+    """Measure models against real images, and how closely they follow the first of them; write ``results.json`` and
+    ``results.csv``.
 
     What is in the folder already is not made again.
 
     Args:
         models: run folders, pipelines, or data (folders of images, .npz, .npy) that stand for samples.
-        against: the real images, whatever `open_source` takes; None if only their moments are known.
+        against: the real images, whatever `open_source` takes; None if only their moments are known, or nothing but
+            how closely pipelines follow the first is asked for.
         reference_moments: an .npz of ``mu`` and ``sigma`` for the Fréchet distance, instead of the real images' own.
         write_moments: where to write those of the real images.
+
+    Raises:
+        SlimdpmError: for what cannot be opened, compared or written, before anything is made.
     """
     settings, display, folder = settings or Settings(), display or Display(), Path(folder).expanduser()
-    if against is None and (reference_moments is None or write_moments is not None):
-        raise SlimdpmError(
-            "nothing to measure against: give --against DATA, or --reference-stats FILE for the FID alone"
-        )
+    judged = against is not None or reference_moments is not None
+    if (not judged and len(models) < 2) or (against is None and write_moments is not None):
+        raise SlimdpmError(_NOTHING)
     # All that can be wrong is found before anything is made.
     check_count("each model", settings.count)
     if processes().is_main_process:
@@ -101,32 +113,54 @@ def evaluate(
     for label, data in {"real": real_source, **opened}.items():
         if data is not None and not isinstance(data, DiffusionPipeline):
             check_count(label, len(data))
-    pipelines = {label: model for label, model in opened.items() if isinstance(model, DiffusionPipeline)}
-    requests = {label: _request(pipeline, real_source, settings) for label, pipeline in pipelines.items()}
-    extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
-    check_moments(moments, extractor(np.full((1, *sides(size), channels), 128, np.uint8))[0], extractor)
+    sampled = _sampled(opened, real_source, settings)
+    extractor = _extractor(settings, moments, (*sides(size), channels), place) if judged else None
+    if not judged and (len(sampled) < len(opened) or not alike([*sampled.values()])):
+        raise SlimdpmError(_NOTHING)
     # Of the processes of one launch the first holds the folder against others.
     with claim(folder) if processes().is_main_process else nullcontext():
         decode = partial(_decoded, Decoder(size, channels, "center", settings.interpolation), folder, settings, display)
-        sets: list[ImageSet] = []
-        for label, model in opened.items():
-            if isinstance(model, DiffusionPipeline):
-                sampler = (settings.steps, settings.scheduler, settings.seed, requests[label])
-                sets.append(Generated(label, model, settings.count, *sampler))
-            else:
-                sets.append(Given(label, decode(model), settings.count, settings.seed))
-        real = None
-        if real_source is not None:
-            real = collect(Given("real", decode(real_source), seed=settings.seed), folder, extractor, display)
-        collected = [collect(images, folder, extractor, display) for images in sets]
+        sets: list[ImageSet] = [
+            sampled[label]
+            if isinstance(model, DiffusionPipeline)
+            else Given(label, decode(model), settings.count, settings.seed)
+            for label, model in opened.items()
+        ]
         options = {"replicates": settings.replicates, "seed": settings.seed}
-        result = score(collected, real, moments, **options, display=display)
-        result.facts = _facts(settings, [*collected, *([real] if real else [])])
+        result, real = Evaluation({images.name: {} for images in sets}), None
+        if extractor is not None:
+            if real_source is not None:
+                real = collect(Given("real", decode(real_source), seed=settings.seed), folder, extractor, display)
+            collected = [collect(images, folder, extractor, display) for images in sets]
+            result = score(collected, real, moments, **options, display=display)
+        result.followed = followed(sets, folder, draw(settings.count, 1, **options), display)
+        result.facts = _facts(settings, extractor, [*sets, *([real.images] if real else [])])
         if processes().is_main_process:
             _write(result, folder)
             if write_moments is not None and real is not None:
                 save_moments(write_moments, distances.moments(real.features()))
         return result
+
+
+def _sampled(
+    opened: Mapping[str, DiffusionPipeline | Source], real: Source | None, settings: Settings
+) -> dict[str, Generated]:
+    """What the pipelines among the models make."""
+    sampler = (settings.count, settings.steps, settings.scheduler, settings.seed)
+    pipelines = {label: model for label, model in opened.items() if isinstance(model, DiffusionPipeline)}
+    return {
+        label: Generated(label, pipeline, *sampler, _request(pipeline, real, settings))
+        for label, pipeline in pipelines.items()
+    }
+
+
+def _extractor(
+    settings: Settings, moments: distances.Moments | None, shape: tuple[int, ...], place: torch.device
+) -> Extractor:
+    """What makes features of images of this shape, tried on one; the reference's moments are of such features."""
+    extractor = load_extractor(settings.extractor, weights=settings.inception_weights, device=place)
+    check_moments(moments, extractor(np.full((1, *shape), 128, np.uint8))[0], extractor)
+    return extractor
 
 
 def _request(pipeline: DiffusionPipeline, real: Source | None, settings: Settings) -> Request:
@@ -203,14 +237,14 @@ def _decoded(decoder: Decoder, folder: Path, settings: Settings, display: Displa
     return images
 
 
-def _facts(settings: Settings, sets: list[Collected]) -> dict[str, Any]:
+def _facts(settings: Settings, extractor: Extractor | None, sets: Sequence[ImageSet]) -> dict[str, Any]:
     """What a reader needs to make the figures again."""
     return {
-        "extractor": sets[0].extractor.name,
+        **({"extractor": extractor.name} if extractor else {}),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
-        "images": {c.name: len(c) for c in sets},
+        "images": {images.name: len(images) for images in sets},
         "preprocessing": f"shrunk to cover the models' size ({settings.interpolation}, antialiased), center crop",
         "intervals": f"95 %, {settings.replicates} bootstrap draws of images and reference; of the images alone for "
-        "the Fréchet distances and the Inception Score (10 groups)",
+        "the Fréchet distances, the Inception Score (10 groups) and the difference of pixels",
         "hardware": machine_facts(),
     }

@@ -21,6 +21,7 @@ from slimdpm.metrics.intervals import (
     from_parts,
     table,
 )
+from slimdpm.metrics.pairs import PIXELS, Followed
 from slimdpm.metrics.sliced import patches, sliced_wasserstein
 from slimdpm.metrics.spectral import spectra, spectral_metrics
 from slimdpm.system.errors import SlimdpmError
@@ -40,12 +41,14 @@ class Evaluation:
         models: metrics by the model's name; the first is what the others are compared with.
         ratios: of each further model to the first.
         floor: what two random halves of the real images measure against each other; no model is expected below it.
+        followed: how closely the further models follow the first; None if none starts from the same noise.
     """
 
     models: dict[str, dict[str, Measured]]
-    ratios: dict[str, dict[str, Measured]]
-    floor: dict[str, Measured]
-    warnings: list[str]
+    ratios: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    floor: dict[str, Measured] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    followed: Followed | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class Evaluation:
             "models": {name: table(values) for name, values in self.models.items()},
             "ratios_to_the_first": {name: table(values) for name, values in self.ratios.items()},
             "floor": table(self.floor),
+            **({"from_the_first": self.followed.as_json()} if self.followed else {}),
             "warnings": self.warnings,
             **self.facts,
         }
@@ -62,7 +66,12 @@ Rows = tuple[list[str], list[list[str]]]
 
 
 def tables(result: Evaluation) -> list[Rows]:
-    """Headings and rows: each model's values, and below them the ratios to the first. A row is a metric."""
+    """Headings and rows: each model's values, the ratios to the first, how far they are from it. A row is a metric."""
+    found = [_values(result), _ratios(result), _followed(result)]
+    return [rows for rows in found if rows[1]]
+
+
+def _values(result: Evaluation) -> Rows:
     models = list(result.models)
     headings = ["metric", *models, *(["two halves of the real"] if result.floor else [])]
     values = [
@@ -70,10 +79,21 @@ def tables(result: Evaluation) -> list[Rows]:
         + ([_cell(result.floor.get(metric), interval=False)] if result.floor else [])
         for metric in result.models[models[0]]
     ]
-    if not result.ratios:
-        return [(headings, values)]
-    ratios = [[metric, *(_cell(r.get(metric)) for r in result.ratios.values())] for metric in result.models[models[0]]]
-    return [(headings, values), ([f"ratio to {models[0]}", *result.ratios], ratios)]
+    return headings, values
+
+
+def _ratios(result: Evaluation) -> Rows:
+    first, ratios = next(iter(result.models)), result.ratios
+    metrics = result.models[first] if ratios else ()
+    return [f"ratio to {first}", *ratios], [[m, *(_cell(r.get(m)) for r in ratios.values())] for m in metrics]
+
+
+def _followed(result: Evaluation) -> Rows:
+    if result.followed is None:
+        return [], []
+    first, found = next(iter(result.models)), result.followed
+    headings = [f"from {first}'s of the same noise", *found.models, f"two of {first}'s own"]
+    return headings, [[PIXELS, *map(_cell, found.models.values()), _cell(found.unrelated, interval=False)]]
 
 
 def _cell(measured: Measured | None, interval: bool = True) -> str:
