@@ -43,14 +43,14 @@ FLAT_AUTOENCODER = {"block_out_channels": (8,), "down_block_types": ("DownEncode
 FLAT_AUTOENCODER |= {"up_block_types": ("UpDecoderBlock2D",)}
 NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
 STEPS = (1, 2, 4, 7, 20, 50)
+ALPHA_BARS = DDPMScheduler().alphas_cumprod.double().numpy()
 
 
 def network(prediction):
     """One that no table knows: the clean sample that it finds bends, mixes pixels and leaves the range."""
-    alpha_bars = DDPMScheduler().alphas_cumprod.double().numpy()
 
     def predict(x, t):
-        alpha = float(np.interp(float(t), np.arange(1000), alpha_bars)) ** 0.5
+        alpha = float(np.interp(float(t), np.arange(1000), ALPHA_BARS)) ** 0.5
         sigma = (1 - alpha**2) ** 0.5
         clean = 1.4 * torch.tanh(0.7 * x + 0.5 * x.roll(1, -1) + float(t) / 2000)
         return {"sample": clean, "epsilon": (x - alpha * clean) / sigma, "v_prediction": (alpha * x - clean) / sigma}[

@@ -18,7 +18,7 @@ others: a scheduler that is not of this form is refused.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -278,8 +278,3 @@ def _strays(table: SamplerTable, trace: _Trace) -> float:
         largest = max(largest, _largest(moment))
         off = max(off, np.abs(x - moment.after).max())
     return off / largest
-
-
-def sampler_tables(schedulers: Iterable[tuple[str, Any]], steps: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """``{name: {steps: table}}`` for the file ``sampler.json``."""
-    return {name: {str(n): sampler_table(made, n).as_json() for n in steps} for name, made in schedulers}

@@ -104,6 +104,7 @@ _CODE = (
 )  # fmt: skip
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_built: set[tuple[Any, str]] = set()  # classes and configs that models were built of
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,9 @@ def _quiet() -> Iterator[None]:
     """Without the libraries' remarks: on configs of other versions, on keys that they ignore."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
+    if set(levels) == {logging.CRITICAL}:  # within another: a level that is set costs a look at all loggers
+        yield
+        return
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # their errors are raised as well
     try:
@@ -301,7 +305,8 @@ def read_config(file: Path, kind: Any = None) -> dict[str, Any]:
 
 def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model with all of its weights: diffusers itself only warns when some are missing."""
-    outline_model(cls, folder, kwargs)  # its faults are found before anything takes memory
+    if (cls, repr(read_config(folder / "config.json", cls))) not in _built:
+        outline_model(cls, folder, kwargs)  # its faults are found before anything takes memory
     # transformers would take what the config says, so that a text encoder in half met a U-Net in float32
     dtype: dict[str, Any] = {"torch_dtype": torch.float32}
     dtype |= {k: v for k, v in kwargs.items() if k in ("torch_dtype", "variant")}
@@ -331,8 +336,11 @@ def load_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
 
 def outline_model(cls: Any, folder: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """A model of the folder's config on the meta device; its weights need not be there, and `kwargs` are theirs."""
-    read_config(folder / "config.json", cls)
+    config = read_config(folder / "config.json", cls)
     with blamed(f"{folder} cannot be loaded"), outlines(), built_within(folder), _quiet():
         if issubclass(cls, ConfigMixin):
-            return cls.from_config(cls.load_config(folder))
-        return cls(cls.config_class.from_pretrained(folder)).float()  # transformers: its configs tell a precision
+            model = cls.from_config(cls.load_config(folder))
+        else:
+            model = cls(cls.config_class.from_pretrained(folder)).float()  # transformers: its configs tell a precision
+    _built.add((cls, repr(config)))
+    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -82,7 +83,7 @@ class Shell:
     def image_channels(self) -> int:
         return self.channels if self.autoencoder is None else self.autoencoder.config.in_channels
 
-    @property
+    @cached_property
     def process(self) -> Process:
         return Process.of_scheduler(self.scheduler)
 
