@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -60,6 +60,8 @@ GRADIENTS: dict[Any, Callable] = {
     torch.ops.aten.silu_backward.default: lambda grad, x: torch.empty_like(x),
 }
 
+_DEVICE = torch.ops.prim.device.default
+
 
 class Live(TorchDispatchMode):
     """Adds up the storages that are alive, but for the weights of some networks.
@@ -76,6 +78,8 @@ class Live(TorchDispatchMode):
         self._known = {p.untyped_storage()._cdata for p in weights}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is _DEVICE and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # torch asks more often than it computes
         output = GRADIENTS.get(function, function)(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
