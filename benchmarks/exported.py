@@ -30,10 +30,11 @@ from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
 from slimdpm.export.runner import networks
 from slimdpm.export.storage import Weights, shrink
 from slimdpm.method.cost import measure
-from slimdpm.method.depth import depth_of, depths
+from slimdpm.method.depth import depths
 from slimdpm.method.latency import timings
 from slimdpm.method.networks import build
-from slimdpm.method.slimming import Budget, plan_student, student_base
+from slimdpm.method.slimming import student_base
+from slimdpm.method.timed_plan import widths
 from slimdpm.pipelines.shell import shell_of
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
@@ -71,9 +72,9 @@ def graphs(configs: Mapping[str, Any], family: str) -> dict[str, Graph]:
 
 
 def shallow(teacher: Mapping[str, Any], macs: float) -> Mapping[str, Any]:
-    """The config of the shallowest student of so many MACs."""
-    depth = depth_of(depths(student_base(teacher, "plain", {}))[-1])
-    return plan_student(teacher, Budget(max_macs=macs), overrides=depth).config
+    """The config of the shallowest student of so many MACs at most, in widths that a budget in time chooses among."""
+    shallowest = depths(student_base(teacher, "plain", {}))[-1]
+    return max((c for c in widths(shallowest) if measure(c).macs <= macs), key=lambda config: measure(config).macs)
 
 
 def runtimes(graph: Graph, folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:

@@ -96,6 +96,15 @@ def test_widths_lie_close_together_down_to_the_slimmest(channels):
     )
 
 
+def test_channels_come_in_fours_where_the_teachers_do():
+    """But for single ones on a slim level, whose next four lie far off."""
+    found = [config["block_out_channels"] for config in widths({**DEEP, "block_out_channels": [32, 64]})]
+    others = [channels for channels in found if any(n % 4 for n in channels)]
+    assert all(n % 4 == 0 or n < 16 for channels in found for n in channels) and len(others) < len(found) / 4
+    odd = [config["block_out_channels"] for config in widths({**DEEP, "block_out_channels": [30, 60]})]
+    assert odd[-1] == [30, 60] and any(n % 4 for channels in odd for n in channels)
+
+
 def test_a_wish_that_calls_make_impossible_names_the_fastest():
     everything = [config for base in depths(student_base(DEEP, "plain", {})) for config in widths(base)]
     least = min(map(seconds, everything))

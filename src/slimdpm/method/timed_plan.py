@@ -21,12 +21,22 @@ from slimdpm.method.depth import DEPTH, depths
 from slimdpm.method.latency import brief_latencies, briefly, random_network
 from slimdpm.method.runtimes import PYTORCH, exported_call, exported_latencies
 from slimdpm.method.slimming import MIN_CHANNELS, student_base
-from slimdpm.method.widths import Grain, granularities, ladder, one_level_wider, proportional, with_widths
+from slimdpm.method.widths import (
+    VECTOR,
+    Grain,
+    granularities,
+    in_vectors,
+    ladder,
+    one_level_wider,
+    proportional,
+    with_widths,
+)
 from slimdpm.system.errors import SlimdpmError
 
 Config = Mapping[str, Any]
 SECONDS = 20.0  # that measuring takes, about, if all candidates take their turns in less than a second
 _STAGES = 7  # of a search, about: each halves what is left of the widths
+_FAR = 1.35  # times as many: then widths between are measured, even such as waste time
 _APART = 0.1  # of their MACs: widths closer than that differ in time by less than measurements do
 TEACHER = "teacher"
 
@@ -163,14 +173,14 @@ def widths(base: Config) -> list[dict[str, Any]]:
 
     Each is at least as wide on each level as the one before, so that time grows along them. Of those that differ by
     little the one with more groups is taken, and one with fewer channels on a level than the planner prefers only where
-    none of the others is as slim.
+    none of the others is as slim. Channels come in vectors: others take more time than the next vector's end.
     """
     found: list[tuple[list[int], Grain]] = []
     for least in MIN_CHANNELS:
         more: list[tuple[list[int], Grain]] = []
         for grain in granularities(base):
             for channels in ladder(base, grain, least):
-                if all(_apart(channels, other) for other, _ in more):
+                if in_vectors(base, channels) and all(_apart(channels, other) for other, _ in more):
                     more.append((channels, grain))
         more.sort(key=lambda rung: _size(rung[0]))
         found = [rung for rung in more if not found or _below(rung[0], found[0][0])] + found
@@ -185,10 +195,7 @@ def _between(base: Config, grain: Grain, lower: list[int], upper: list[int]) -> 
     """Those from `lower` to `upper`, neither included, one level after the other a step wider: two shapes of a small
     network lie far apart."""
     channels = last = lower
-    while True:
-        wider = [config for config in one_level_wider(base, grain, channels, 1.0) if _below(_of(config), upper)]
-        if not wider:
-            return
+    while wider := _wider(base, grain, channels, upper):
         # The level that has the longest way to go, and of several the coarsest, which is the cheapest.
         grown = [next(level for level, n in enumerate(_of(config)) if n > channels[level]) for config in wider]
         level = min(grown, key=lambda level: (channels[level] / upper[level], -level))
@@ -197,6 +204,17 @@ def _between(base: Config, grain: Grain, lower: list[int], upper: list[int]) -> 
         if _apart(channels, last) and _apart(channels, upper):
             yield config
             last = channels
+
+
+def _wider(base: Config, grain: Grain, channels: list[int], upper: list[int]) -> list[dict[str, Any]]:
+    """Those below `upper` with one level a vector wider; a single step of it where what is next lies far off."""
+    for multiple in (VECTOR, 1):
+        steps = list(one_level_wider(base, grain, channels, 1.0, multiple))
+        below = [config for config in steps if _below(_of(config), upper)]
+        near = [config for config in below if _size(_of(config)) <= _FAR * _size(channels)]
+        if near or (not below and _size(upper) <= _FAR * _size(channels)):
+            return near
+    return below
 
 
 def _of(config: Config) -> list[int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from slimdpm.system.errors import SlimdpmError
 
+# Kernels of ONNX Runtime on a CPU take channels by so many, and others another way, which costs more than the further
+# channels would (benchmarks/widths.py).
+VECTOR = 4
 GROUP = 4  # channels in a norm group at least: with 2, the demo's students were a tenth worse in the upper half
 
 
@@ -150,11 +153,15 @@ def ladder(base: Mapping[str, Any], grain: Grain, least: int) -> list[list[int]]
 
 
 def one_level_wider(
-    base: Mapping[str, Any], grain: Grain, channels: list[int], most: float
+    base: Mapping[str, Any], grain: Grain, channels: list[int], most: float, multiple: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """The configs with one level a step wider."""
-    steps = grain.steps(base)
-    for level in range(len(steps)):
-        wider = [c + steps[i] * (i == level) for i, c in enumerate(channels)]
+    """The configs with one level a step wider, to a number of channels that `multiple` divides."""
+    for level, step in enumerate(math.lcm(step, multiple) for step in grain.steps(base)):
+        wider = [(c // step + 1) * step if i == level else c for i, c in enumerate(channels)]
         if _legal(base, grain, wider) and max(kept_shares(base, wider)) <= most:
             yield with_widths(base, wider, grain)
+
+
+def in_vectors(base: Mapping[str, Any], channels: Sequence[int]) -> bool:
+    """Whether `VECTOR` divides the channels of each level, where it divides the base's."""
+    return all(not n % VECTOR or c % VECTOR for n, c in zip(channels, base["block_out_channels"], strict=True))
