@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline
-from helpers import Forked, command, latent_pipeline, launch
+from helpers import Forked, class_pipeline, command, latent_pipeline, launch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from slimdpm.cli.main import app
+from slimdpm.conditioning import Request
 from slimdpm.metrics import collect as collecting
 from slimdpm.metrics.collect import Generated
 from slimdpm.metrics.evaluate import Settings, evaluate
@@ -350,3 +351,15 @@ def test_pipelines_are_compared_without_real_images_or_features(place, student, 
     with pytest.raises(SlimdpmError, match="several pipelines of one kind"):
         evaluate([names[0], str(tmp_path / "ldm")], None, tmp_path / "f", settings(place))
     assert not (tmp_path / "f").exists()
+
+
+def test_samples_start_alike_where_noise_and_condition_are_the_same():
+    """However strongly each is guided: a student may have learnt its teacher's guidance."""
+
+    def start(pipeline, count=10, seed=0, **asked):
+        return Generated("it", pipeline, count, seed=seed, request=Request(**asked)).start
+
+    classes, plain = class_pipeline(), latent_pipeline(AutoencoderKL)
+    assert start(classes, classes=["0"], guidance=1.0) == start(classes, classes=["0"], guidance=3.0)
+    others = [start(classes, classes=["1"]), start(classes, seed=1), start(classes, count=11), start(plain)]
+    assert len({start(classes), start(classes, classes=["0"]), *others}) == 6

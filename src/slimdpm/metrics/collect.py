@@ -69,7 +69,8 @@ class Generated:
         shown = sorted(shell.conditioning.facts(self.request).items())
         sampler = (type(scheduler).__name__, settings_of(scheduler.config), self.steps, self.seed, SHARD)
         self.key = short(repr(([fingerprint(model) for model in models], sampler, *shown)))
-        self.start = short(repr((shell.shape, self.count, self.seed, *shown)))
+        asked = [(name, value) for name, value in shown if "guidance" not in name]  # which each follows in its own way
+        self.start = short(repr((shell.shape, self.count, self.seed, *asked)))
         self.shape = (*sides(shell.image_size), shell.image_channels)
 
     def __len__(self) -> int:
