@@ -175,6 +175,26 @@ def test_the_same_seed_makes_the_same_images(saved, exported, tmp_path):
 
 
 @pytest.mark.slow
+def test_images_of_another_size_are_those_of_the_sample_command(saved, tmp_path):
+    def called(*words):
+        return CliRunner().invoke(app, [*words, "--size", "24x16"], catch_exceptions=False)
+
+    called("export", str(saved), "-o", str(tmp_path / "onnx"), "--steps", "3", "--scheduler", "ddim")
+    made = images(tmp_path / "onnx", tmp_path / "made")
+    called("sample", str(saved), "-n", "3", "--seed", "5", "--steps", "3", "-o", str(tmp_path / "wanted"))
+    wanted = np.stack([np.asarray(Image.open(tmp_path / f"wanted/{i:05d}.png")) for i in range(3)])
+    assert made.shape == (3, 24, 16, 3) and mean_difference(made, wanted) <= 1 / 3 and wanted.std() > 20
+    assert json.loads((tmp_path / "onnx/unet/config.json").read_text())["sample_size"] == [12, 8]
+    with pytest.raises(SlimdpmError, match="holds samples of another network or of other settings"):
+        CliRunner().invoke(app, ["sample", str(saved), "-o", str(tmp_path / "wanted")], catch_exceptions=False)
+    for name in ("export", "sample"):
+        words = [name, str(saved), "-o", str(tmp_path / "out"), "--size", "18x16"]
+        with pytest.raises(SlimdpmError, match="images of 18x16 do not fit: .*; set --size to 16 or 20x16"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_text_pipeline_through_openvino(tmp_path):
     torch.manual_seed(0)
     pipeline = text_pipeline(tmp_path, DDPMScheduler(clip_sample=False))
@@ -377,6 +397,7 @@ def test_the_command_writes_what_other_tools_load(saved, tmp_path):
     assert list((tmp_path / "hub" / "unet").glob("*.py"))
     for words, message in (
         (["--to", "hub", "--steps", "4"], "belong to --to onnx, openvino and web"),
+        (["--to", "diffusers", "--size", "32"], "belong to --to onnx, openvino and web"),
         (["--half", "--int8"], "--int8 goes with --to onnx"),
         (["--to", "openvino", "--portable"], "--portable belongs to --to onnx"),
         (["--steps", "four"], "--steps four: give numbers"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from slimdpm.cli.measure import size_option
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.progress import Display
 
@@ -34,6 +35,9 @@ def export(
     scheduler: Annotated[
         list[str] | None,
         typer.Option(help="Samplers that it shall offer; may be repeated.  [default: the pipeline's and dpm++]"),
+    ] = None,
+    size: Annotated[
+        Any, size_option("Of onnx, openvino, web: images' size in pixels, if the network takes it.  [default: its own]")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep weights in 16 bits: half the size, as fast.")] = False,
     int8: Annotated[
@@ -65,8 +69,8 @@ def export(
     """
     from slimdpm.cli.profile import numbers
 
-    if to not in _GRAPHS and (int8 or steps or scheduler):
-        raise SlimdpmError("--steps, --scheduler and --int8 belong to --to onnx, openvino and web")
+    if to not in _GRAPHS and (int8 or steps or scheduler or size):
+        raise SlimdpmError("--steps, --scheduler, --size and --int8 belong to --to onnx, openvino and web")
     if int8 and (half or to == "openvino"):
         raise SlimdpmError("--int8 goes with --to onnx and web, and not with --half")
     if portable and to != "onnx":
@@ -80,7 +84,7 @@ def export(
         counts = tuple(numbers(steps, "--steps", int)) if steps else STEPS
         samplers = Samplers(tuple(scheduler), counts) if scheduler else Samplers(steps=counts)
         weights: Weights = "float16" if half else "int8" if int8 else "float32"
-        shared: Any = {"samplers": samplers, "weights": weights, "display": display}
+        shared: Any = {"samplers": samplers, "weights": weights, "size": size, "display": display}
         if to == "web":
             from slimdpm.export.web.site import write_site
 

@@ -210,6 +210,7 @@ def sample(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Noise levels σ between which there is guidance.  [default: all]"),
     ] = None,
+    size: Annotated[Any, size_option("Images' size in pixels, if the network takes it.  [default: its own]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs and grid.png.")] = Path("samples"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images made at once.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.  [default: the best there is]")] = None,
@@ -227,7 +228,7 @@ def sample(
 
         slimdpm sample runs/clothing --guidance 4 --guidance-interval 0.3 5
 
-        slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5
+        slimdpm sample runs/sd --prompt "a photo of a dress" --negative-prompt blurry --guidance 7.5 --size 512x384
 
         slimdpm sample runs/inpaint --prompt "a red dress" --image photo.jpg --mask mask.png
     """
@@ -245,6 +246,7 @@ def sample(
         request=Request(
             classes or (), prompt or (), negative_prompt, guidance, image or (), mask or (), guidance_interval
         ),
+        size=size,
         device=device,
         compile=compile,
         display=Display(console),

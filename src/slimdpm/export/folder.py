@@ -22,6 +22,8 @@ from slimdpm.export.checks import check_graph
 from slimdpm.export.graphs import Graph, graphs_of, text_encoders, to_onnx, to_openvino
 from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.storage import Weights, shrink
+from slimdpm.method.networks import network_config
+from slimdpm.pipelines.fitting import fitted
 from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
@@ -29,7 +31,7 @@ from slimdpm.system.amounts import storage
 from slimdpm.system.files import atomic_folder, check_new, write_json
 from slimdpm.system.hashing import file_digest, fingerprint
 from slimdpm.system.progress import Display
-from slimdpm.system.sizes import sides
+from slimdpm.system.sizes import Size, sides
 
 Runtime = Literal["onnx", "openvino"]
 STEPS = (4, 8, 20, 50)
@@ -55,6 +57,7 @@ def export_pipeline(
     to: Runtime = "onnx",
     samplers: Samplers | None = None,
     weights: Weights = "float32",
+    size: Size | None = None,
     portable: bool = False,
     display: Display | None = None,
 ) -> None:
@@ -68,6 +71,7 @@ def export_pipeline(
         to: of which runtime.
         samplers: that it offers.
         weights: how they are kept; computed with is float32.
+        size: of the images in pixels, by default the pipeline's own.
         portable: ONNX's own operators alone, for other runtimes than ONNX Runtime, which has a faster attention.
         display: where progress is shown.
 
@@ -78,6 +82,8 @@ def export_pipeline(
     check_new(output)
     pipeline = open_pipeline(source)
     shell, network = shell_of(pipeline), network_of(pipeline)
+    if size is not None:
+        shell = fitted(shell, size, {"network": network_config(network)}, "--size")
     tables = sampler_tables(shell, samplers)
     with atomic_folder(output) as folder:
         graphs = list(graphs_of(network, shell))

@@ -173,7 +173,8 @@ def _denoiser(network: Any, shell: Shell) -> Graph:
     inputs["timestep"] = torch.tensor([500.0])
     inputs |= inputs.pop("added_cond_kwargs", {})
     module = _Denoiser(network, embedder)
-    return Graph("unet", module, inputs, ("out_sample",), network.config, fixed=("timestep",))
+    config = {**network.config, "sample_size": shell.size}  # of the graph, which knows this one alone
+    return Graph("unet", module, inputs, ("out_sample",), config, fixed=("timestep",))
 
 
 def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:

@@ -142,6 +142,11 @@ def built_within(name: Any) -> Iterator[None]:
         handle.remove()
 
 
+def network_config(network: Any) -> dict[str, Any]:
+    """A network's config with the name of its class, as `build` takes it."""
+    return {**network.config, "_class_name": type(network).__name__}
+
+
 def known_settings(config: Mapping[str, Any]) -> set[str]:
     """The keys that the network of this config takes."""
     return set(inspect.signature(NETWORKS[config["_class_name"]].__init__).parameters) - {"self"}

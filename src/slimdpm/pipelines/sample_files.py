@@ -16,7 +16,9 @@ from PIL import Image
 
 from slimdpm.conditioning import Request
 from slimdpm.data.images import grid, picture, pixels, save_picture, zoom_for
+from slimdpm.method.networks import network_config
 from slimdpm.pipelines.compiled import Compiled
+from slimdpm.pipelines.fitting import fitted
 from slimdpm.pipelines.sampling import make_scheduler, probe, sample_batches
 from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
@@ -28,6 +30,7 @@ from slimdpm.system.hashing import fingerprint
 from slimdpm.system.processes import pick_device
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import check_folder, claim
+from slimdpm.system.sizes import Size, described
 
 _SETTINGS = "samples.json"
 _GRID = 64  # images in the grid at most
@@ -43,6 +46,7 @@ def write_samples(
     seed: int = 0,
     batch_size: int = 32,
     request: Request | None = None,
+    size: Size | None = None,
     device: str | None = None,
     compile: bool = False,
     display: Display | None = None,
@@ -53,7 +57,7 @@ def write_samples(
         source: a run folder, a diffusers folder or a hub id.
         folder: where to.
         count: how many.
-        steps, scheduler, seed, batch_size, request: see `slimdpm.pipelines.sampling.sample_batches`.
+        steps, scheduler, seed, batch_size, request, size: see `slimdpm.pipelines.sampling.sample_batches`.
         device: where to compute, by default the best there is.
         compile: network and decoder first, see `slimdpm.pipelines.compiled`.
         display: where progress is shown.
@@ -64,6 +68,8 @@ def write_samples(
     display = display or Display()
     pipeline = open_pipeline(source).to(pick_device(device))
     request, shell = _request(source, request or Request()), shell_of(pipeline)
+    if size is not None:
+        shell = fitted(shell, size, {"network": network_config(network_of(pipeline))}, "--size")
     first = shell.conditioning.sampling_inputs(range(1), request, pipeline.device)
     first.within(request.guidance_interval, shell.process)  # what cannot be is an error before the folder
     probe(pipeline, scheduler, steps)
@@ -72,6 +78,7 @@ def write_samples(
         "scheduler": type(make_scheduler(pipeline, scheduler)).__name__,
         "steps": steps,
         "seed": seed,
+        **({"size": described(size)} if size is not None else {}),
         **shell.conditioning.facts(request),
     }
     _check(folder, settings)
@@ -81,6 +88,7 @@ def write_samples(
         remove_leftovers(folder, locked=True)
         missing = [i for i in range(count) if not _intact(_file(folder, i))]
         options: dict[str, Any] = {"steps": steps, "scheduler": scheduler, "seed": seed, "request": request}
+        options["size"] = size
         options["compiler"] = partial(Compiled, say=display.say) if compile else None
         with display.task("sampling", count, done=count - len(missing), unit="images") as task:
             for numbers in _stretches(missing):

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
-from slimdpm.method.networks import call, like, map_inputs, once_per_config, outline, outlines
+from slimdpm.method.networks import call, like, map_inputs, network_config, once_per_config, outline, outlines
 from slimdpm.method.shapes import ShapesAlone
 from slimdpm.pipelines.borrowing import borrowed
 from slimdpm.pipelines.loading import load_pipeline
@@ -33,7 +33,7 @@ class Teacher:
     @property
     def config(self) -> dict[str, Any]:
         """Of the network, with its class."""
-        return {**self.unet.config, "_class_name": type(self.unet).__name__}
+        return network_config(self.unet)
 
     @property
     def has_scales(self) -> bool:
@@ -93,8 +93,7 @@ def _try(name: str, network: Any, shell: Shell) -> None:
             inputs = conditioning.training_inputs({"conditions": torch.zeros(2, dtype=torch.long, device=where)})
     with blamed(f"the network of {name} does not work with the rest of it"):
         sample = torch.empty(2, network.config.in_channels, *sides(shell.size), device="meta")
-        config = {**network.config, "_class_name": type(network).__name__}
-        _pass(config, sample, map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
+        _pass(network_config(network), sample, map_inputs(lambda given, _: given.to("meta"), inputs, inputs))
     if shell.autoencoder is not None:
         with blamed(f"the autoencoder of {name} does not work"), ShapesAlone():
             with outlines():

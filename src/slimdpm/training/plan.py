@@ -18,9 +18,10 @@ from slimdpm.data.sources import Source
 from slimdpm.method.cost import Cost, measure
 from slimdpm.method.features import FeaturePair, match_features
 from slimdpm.method.inherit import inheritable
-from slimdpm.method.networks import interface, keeps_size, known_settings
+from slimdpm.method.networks import interface, known_settings
 from slimdpm.method.presets import find_network
 from slimdpm.method.slimming import Budget, Plan, plan_student, student_base
+from slimdpm.pipelines.fitting import fitted
 from slimdpm.pipelines.sampling import default_steps, probe
 from slimdpm.pipelines.shell import Shell, new_shell
 from slimdpm.pipelines.teacher import Teacher, load_teacher
@@ -28,7 +29,6 @@ from slimdpm.recipe import TEACHER, Recipe
 from slimdpm.run_folder import RunFolder
 from slimdpm.system.errors import SlimdpmError, blamed
 from slimdpm.system.progress import Display
-from slimdpm.system.sizes import Size, briefly, described, nearest
 from slimdpm.training.job import Job
 from slimdpm.training.timed_student import timed_recipe
 
@@ -187,25 +187,10 @@ def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher |
     size = recipe.data.size
     assert size is not None and recipe.student.kind is not None
     student = student_base(base, recipe.student.kind, recipe.student.fixed)
+    student = student_base(base, recipe.student.kind, recipe.student.fixed)
     networks = {"teacher": loaded.config if loaded is not None else base, "student": student}
-
-    def refusing(size: Size) -> str | None:
-        resized = shell.sized(size)
-        if resized.image_size != size:
-            return "autoencoder"
-        return next((name for name, config in networks.items() if not keeps_size(config, resized.size)), None)
-
-    if size == shell.image_size or (name := refusing(size)) is None:
-        return shell.sized(size), {**base, "sample_size": shell.sized(size).size}
-    why, work = f"the {name} takes none of this shape", [shell.image_size]
-    for step in (shell.factor, shell.factor * 2 ** (len(student["block_out_channels"]) - 1)):
-        near = nearest(size, step)
-        if all(other != size and refusing(other) is None for other in near):
-            why = f"the {name} halves them to the end only if their size is a multiple of {step}"
-            work = near
-            break
-    advice = " or ".join(map(briefly, work))
-    raise SlimdpmError(f"images of {described(size)} do not fit: {why}; set data.size to {advice}")
+    resized = fitted(shell, size, networks, "data.size")
+    return resized, {**base, "sample_size": resized.size}
 
 
 def _plan(recipe: Recipe, base: dict[str, Any], tokens: int, reference: Cost | None) -> Plan:

@@ -24,6 +24,7 @@ from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import atomic_folder, check_new, write_json
 from slimdpm.system.hashing import digest, file_digests
 from slimdpm.system.progress import Display
+from slimdpm.system.sizes import Size
 
 _PAGE = Path(__file__).parent / "page"
 _LARGEST = 2**31  # bytes of a graph: WebAssembly holds no more
@@ -37,6 +38,7 @@ def write_site(
     runtime: Path | None = None,
     samplers: Samplers | None = None,
     weights: Weights = "float32",
+    size: Size | None = None,
     display: Display | None = None,
 ) -> None:
     """Write a pipeline, and its teacher beside it, as a site for any static server.
@@ -48,6 +50,7 @@ def write_site(
         runtime: npm's tarball of ONNX Runtime Web or the unpacked package; by default npm fetches it, once.
         samplers: that the page offers.
         weights: how they are kept.
+        size: of the images in pixels, by default the pipelines' own.
         display: where progress is shown.
 
     Raises:
@@ -62,7 +65,7 @@ def write_site(
         told = {}
         for place, wanted in models.items():
             display.say(f"{place}: {wanted}")
-            told[place] = _write_model(wanted, site / place, samplers, weights)
+            told[place] = _write_model(wanted, site / place, samplers, weights, size)
         _check_pair(told)
         (site / "runtime").mkdir()
         write_runtime(package, site / "runtime")
@@ -74,15 +77,17 @@ def write_site(
     display.say(f"{output}: {parts}; look at it with python -m http.server -d {output}")
 
 
-def _write_model(source: str, folder: Path, samplers: Samplers | None, weights: Weights) -> dict[str, Any]:
+def _write_model(
+    source: str, folder: Path, samplers: Samplers | None, weights: Weights, size: Size | None
+) -> dict[str, Any]:
     """What the page reads of a pipeline; returns the manifest."""
     exported = Path(source).expanduser()
     if (exported / "slimdpm.json").is_file():
-        if weights != "float32" or samplers not in (None, Samplers()):
-            raise SlimdpmError(f"{source} is exported already: its weights and samplers are as they are")
+        if weights != "float32" or samplers not in (None, Samplers()) or size is not None:
+            raise SlimdpmError(f"{source} is exported already: its weights, samplers and size are as they are")
         return _copied(exported, folder)
     whole = folder.with_name(f"{folder.name}-whole")
-    export_pipeline(source, whole, samplers=samplers, weights=weights)
+    export_pipeline(source, whole, samplers=samplers, weights=weights, size=size)
     manifest = _copied(whole, folder)
     shutil.rmtree(whole)
     return manifest
