@@ -316,6 +316,7 @@ def test_how_much_faster_exported_students_are_is_what_was_measured():
     assert f"[{int(eager)} times faster](docs/run-anywhere.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
     shallow = families["demo"]["teacher"]["milliseconds"]["eager"] / families["demo"]["shallow"]["milliseconds"]["onnx"]
     assert f"for no more MACs: {shallow:.1f} times faster than the eager teacher" in page
+    assert f"[{int(shallow)} times faster](docs/run-anywhere.md#how-fast" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
