@@ -3,6 +3,7 @@
 import json
 import shutil
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -285,3 +286,11 @@ def test_accumulated_gradients_and_two_processes_add_up():
     two = estimate_memory(plan(teacher, batch.format(2)), processes=2)
     assert one.step < more.step <= one.step + one.gradients  # they are there before the step's activations are
     assert two.total == one.total + one.gradients == one.total + two.buckets
+
+
+def test_an_estimate_leaves_the_runs_schedule_real(outline_folder):
+    job = plan(outline_folder, *BATCH)
+    job = replace(job, shell=replace(job.shell))  # which has not looked at its schedule yet
+    estimate_memory(job)
+    schedule = job.shell.process.alphas_cumprod
+    assert type(schedule) is torch.Tensor and 0 < schedule[-1] < schedule[0] < 1

@@ -165,8 +165,9 @@ def _conditions(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str,
 
 
 def _imagined_shell(shell: Shell) -> Shell:
+    """A shell of fake tensors, one apart in any case: what it remembers is fake, too."""
     if shell.autoencoder is None:
-        return shell
+        return replace(shell)
     autoencoder = imagined_network(type(shell.autoencoder).from_config, shell.autoencoder.config)
     return replace(shell, autoencoder=autoencoder.requires_grad_(False).eval())
 
