@@ -157,6 +157,12 @@ def pack(work: Path, found: dict[str, Any]) -> None:
         (ASSETS / name / "README.md").write_text(card(name, found), encoding="utf-8")
 
 
+def apart(network: dict[str, Any]) -> str:
+    """How far a student's guided samples are from the teacher's; the teacher's own from each other, in brackets."""
+    pixels = f"{network['guidance'][f'{SHOWN_AT:g}'][APART]:.1f}"
+    return pixels if network["training"] else f"({pixels})"
+
+
 def card(name: str, found: dict[str, Any]) -> str:
     """What is to be known of a student by those who use it."""
     ours, teacher = found["networks"][name], found["networks"]["teacher"]
@@ -169,7 +175,7 @@ def card(name: str, found: dict[str, Any]) -> str:
             f"{network['milliseconds']:.1f} ms",
             f"{guided['kernel distance']:.3f}",
             f"{guided['named']:.0%}",
-            f"{guided[APART]:.1f}" if who == "this student" else f"({guided[APART]:.1f})",
+            apart(network),
         ]
         for who, network in (("this student", ours), ("its teacher", teacher))
         for guided in [network["guidance"][f"{SHOWN_AT:g}"]]
@@ -220,7 +226,7 @@ def table(found: dict[str, Any]) -> str:
                 *([f"{number:,}" for number in seen] or ["", ""]),
                 *(f"{v['kernel distance']:.3f} ± {v['its standard error']:.3f}" for v in (free, guided)),
                 *(f"{v['named']:.0%}" for v in (free, guided)),
-                f"{guided[APART]:.1f}" if training else f"({guided[APART]:.1f})",
+                apart(network),
             ]
         )
     return markdown(heads, rows)

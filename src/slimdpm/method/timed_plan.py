@@ -209,8 +209,7 @@ def _between(base: Config, grain: Grain, lower: list[int], upper: list[int]) -> 
 def _wider(base: Config, grain: Grain, channels: list[int], upper: list[int]) -> list[dict[str, Any]]:
     """Those below `upper` with one level a vector wider; a single step of it where what is next lies far off."""
     for multiple in (VECTOR, 1):
-        steps = list(one_level_wider(base, grain, channels, 1.0, multiple))
-        below = [config for config in steps if _below(_of(config), upper)]
+        below = [c for c in one_level_wider(base, grain, channels, 1.0, multiple) if _below(_of(c), upper)]
         near = [config for config in below if _size(_of(config)) <= _FAR * _size(channels)]
         if near or (not below and _size(upper) <= _FAR * _size(channels)):
             return near

@@ -19,9 +19,8 @@ from slimdpm.data.dataset import Decoder, Images, prepare_images
 from slimdpm.data.open_source import open_source
 from slimdpm.data.sources import Source
 from slimdpm.metrics import distances
-from slimdpm.metrics.collect import Generated, Given, ImageSet, collect
+from slimdpm.metrics.collect import Generated, Given, ImageSet, collect, pictures_of
 from slimdpm.metrics.extractors import Extractor, load_extractor
-from slimdpm.metrics.intervals import draw
 from slimdpm.metrics.moments_files import load_moments, save_moments
 from slimdpm.metrics.pairs import alike, followed
 from slimdpm.metrics.scores import Evaluation, check_count, check_moments, score, tables
@@ -36,6 +35,7 @@ from slimdpm.system.processes import pick_device, processes
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import check_folder, claim
 from slimdpm.system.sizes import Size, briefly, sides
+from slimdpm.system.tensor_store import Store
 
 _NOTHING = (
     "nothing to measure against: give --against DATA, --reference-stats FILE for the FID alone, or several pipelines "
@@ -127,13 +127,17 @@ def evaluate(
             for label, model in opened.items()
         ]
         options = {"replicates": settings.replicates, "seed": settings.seed}
-        result, real = Evaluation({images.name: {} for images in sets}), None
-        if extractor is not None:
+        real = None
+        if extractor is None:
+            result = Evaluation({images.name: {} for images in sets})
+            pictures: dict[str, Store | None] = {images.name: pictures_of(images, folder, display) for images in sets}
+        else:
             if real_source is not None:
                 real = collect(Given("real", decode(real_source), seed=settings.seed), folder, extractor, display)
             collected = [collect(images, folder, extractor, display) for images in sets]
             result = score(collected, real, moments, **options, display=display)
-        result.followed = followed(sets, folder, draw(settings.count, 1, **options), display)
+            pictures = {found.name: found.pictures for found in collected}
+        result.followed = followed(sets, pictures, **options)
         result.facts = _facts(settings, extractor, [*sets, *([real.images] if real else [])])
         if processes().is_main_process:
             _write(result, folder)

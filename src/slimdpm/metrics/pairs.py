@@ -5,18 +5,16 @@ Distances of sets ask whether a student's samples look like photographs; these a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slimdpm.metrics.collect import ImageSet, pictures_of
-from slimdpm.metrics.intervals import Draws, Measured, from_mean
-from slimdpm.system.progress import Display
+from slimdpm.metrics.collect import ImageSet
+from slimdpm.metrics.intervals import Draws, Measured, draw, from_mean
 from slimdpm.system.tensor_store import Store
 
 PIXELS = "difference of pixels, of 255"
@@ -55,21 +53,22 @@ def alike(sets: Sequence[ImageSet]) -> list[ImageSet]:
     return [images for images in others if images.start is not None and images.start == first.start]
 
 
-def followed(sets: Sequence[ImageSet], root: Path, draws: Draws, display: Display) -> Followed | None:
+def followed(
+    sets: Sequence[ImageSet], pictures: Mapping[str, Store | None], *, replicates: int = 500, seed: int = 0
+) -> Followed | None:
     """Of each further set that starts where the first does; None if none does.
 
     Args:
         sets: of equally many images.
-        root: the folder of their images, see `slimdpm.metrics.collect.collect`.
-        draws: for the intervals.
+        pictures: the images of those that were sampled, by the sets' names, see `slimdpm.metrics.collect.Collected`.
+        replicates, seed: of the intervals, see `slimdpm.metrics.intervals.draw`.
     """
-    first, others = sets[0], alike(sets)
-    if not others:
+    first, own, others = sets[0], pictures[sets[0].name], alike(sets)
+    if own is None or not others:
         return None
-    own = pictures_of(first, root, display)
-    found = {
-        images.name: _between(own.batches("image"), pictures_of(images, root, display), draws) for images in others
-    }
+    draws = draw(len(first), 1, replicates=replicates, seed=seed)
+    stores = {images.name: store for images in others if (store := pictures[images.name]) is not None}
+    found = {name: _between(own.batches("image"), store, draws) for name, store in stores.items()}
     return Followed(found, _between(_turned(own), own, draws))
 
 

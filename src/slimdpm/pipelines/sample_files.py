@@ -87,8 +87,8 @@ def write_samples(
         write_json(folder / _SETTINGS, settings)
         remove_leftovers(folder, locked=True)
         missing = [i for i in range(count) if not _intact(_file(folder, i))]
-        options: dict[str, Any] = {"steps": steps, "scheduler": scheduler, "seed": seed, "request": request}
-        options["size"] = size
+        options: dict[str, Any] = {"steps": steps, "scheduler": scheduler, "seed": seed}
+        options |= {"request": request, "size": size}
         options["compiler"] = partial(Compiled, say=display.say) if compile else None
         with display.task("sampling", count, done=count - len(missing), unit="images") as task:
             for numbers in _stretches(missing):

@@ -187,7 +187,6 @@ def _sized(recipe: Recipe, shell: Shell, base: dict[str, Any], loaded: Teacher |
     size = recipe.data.size
     assert size is not None and recipe.student.kind is not None
     student = student_base(base, recipe.student.kind, recipe.student.fixed)
-    student = student_base(base, recipe.student.kind, recipe.student.fixed)
     networks = {"teacher": loaded.config if loaded is not None else base, "student": student}
     resized = fitted(shell, size, networks, "data.size")
     return resized, {**base, "sample_size": resized.size}
