@@ -160,6 +160,13 @@ def images(folder, output, *words):
     return np.stack([np.asarray(Image.open(output / f"{i:05d}.png")) for i in range(3)])
 
 
+def sampled(folder, output, *words):
+    """The same by the command, in three steps."""
+    words = ["sample", str(folder), "-n", "3", "--seed", "5", "--steps", "3", "-o", str(output), *words]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    return np.stack([np.asarray(Image.open(output / f"{i:05d}.png")) for i in range(3)])
+
+
 def mean_difference(first, second):
     return np.abs(first.astype(int) - second).mean()
 
@@ -175,16 +182,23 @@ def test_the_same_seed_makes_the_same_images(saved, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_of_another_size_are_those_of_the_sample_command(saved, tmp_path):
-    def called(*words):
-        return CliRunner().invoke(app, [*words, "--size", "24x16"], catch_exceptions=False)
+def test_images_of_another_size_are_those_of_the_sample_command(saved, exported, tmp_path, capsys):
+    """From graphs that take any size, and from those of one."""
 
-    called("export", str(saved), "-o", str(tmp_path / "onnx"), "--steps", "3", "--scheduler", "ddim")
-    made = images(tmp_path / "onnx", tmp_path / "made")
-    called("sample", str(saved), "-n", "3", "--seed", "5", "--steps", "3", "-o", str(tmp_path / "wanted"))
-    wanted = np.stack([np.asarray(Image.open(tmp_path / f"wanted/{i:05d}.png")) for i in range(3)])
-    assert made.shape == (3, 24, 16, 3) and mean_difference(made, wanted) <= 1 / 3 and wanted.std() > 20
+    size = ("--size", "24x16")
+    words = ["export", str(saved), "-o", str(tmp_path / "onnx"), "--steps", "3", "--scheduler", "ddim", *size]
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    wanted = sampled(saved, tmp_path / "wanted", *size)
+    for made in images(tmp_path / "onnx", tmp_path / "one"), images(exported, tmp_path / "any", *size):
+        assert made.shape == (3, 24, 16, 3) and mean_difference(made, wanted) <= 1 / 3 and wanted.std() > 20
     assert json.loads((tmp_path / "onnx/unet/config.json").read_text())["sample_size"] == [12, 8]
+    for folder, size, message in [
+        (tmp_path / "onnx", "16", "this folder makes images of 24x16 alone: leave --size out"),
+        (exported, "20x18", "this folder makes images whose sides are multiples of 4, from 8 to 8192"),
+        (exported, "4", "this folder makes images whose sides are multiples of 4, from 8 to 8192"),
+    ]:
+        assert runner.main(["--size", size, "-o", str(tmp_path / "none")], folder) == 2
+        assert capsys.readouterr().err == f"\rerror: {message}\n" and not (tmp_path / "none").exists()
     with pytest.raises(SlimdpmError, match="holds samples of another network or of other settings"):
         CliRunner().invoke(app, ["sample", str(saved), "-o", str(tmp_path / "wanted")], catch_exceptions=False)
     for name in ("export", "sample"):
@@ -229,6 +243,9 @@ def test_xl_has_two_encoders_sizes_and_a_null_condition_of_zeros(tmp_path):
         wanted = sample_images(saved, 3, steps=3, scheduler="dpm++", seed=5, request=request)
         assert mean_difference(made[-1], wanted) <= 1 / 3 and wanted.std() > 20
     assert (made[0] != made[1]).any()
+    words = ("--prompt", "a coat", "--size", "12x20")
+    wanted = sampled(tmp_path / "saved", tmp_path / "wanted", *words, "--scheduler", "dpm++")
+    assert mean_difference(images(tmp_path / "onnx", tmp_path / "larger", *words), wanted) <= 1 / 3
     graphs = {part: onnx.load(tmp_path / "onnx" / part / "model.onnx").graph.node for part in ("unet", "text_encoder")}
     kinds = {part: Counter(node.op_type for node in nodes) for part, nodes in graphs.items()}
     attentions = sum(isinstance(module, Attention) for module in unet.modules())

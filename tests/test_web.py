@@ -92,9 +92,9 @@ def exported(tmp_path_factory):
     export_pipeline(str(folder / "saved"), made := folder / "onnx", samplers=Samplers((None, "ddpm"), (3, 4)))
     mixed = np.random.default_rng(0).normal(0, 0.3, (3, 3, 2, 2)).astype(np.float32)
     nodes = [("ConvTranspose", "latent_sample mixed", "sample", {"strides": [2, 2]})]
-    sides = {"latent_sample": (FLOAT, ["b", 3, 8, 8])}, ("sample", (FLOAT, ["b", 3, 16, 16]))
+    sides = {"latent_sample": (FLOAT, ["b", 3, "h", "w"])}, ("sample", (FLOAT, ["b", 3, "2h", "2w"]))
     _graph(made / "vae_decoder" / "model.onnx", nodes, *sides, mixed=mixed)
-    _manifest(made, decoder="vae_decoder/model.onnx", image=[3, 16, 16], scale=0.5)
+    _manifest(made, decoder="vae_decoder/model.onnx", image=[3, 16, 16], step=2, scale=0.5)
     return made
 
 
@@ -185,6 +185,7 @@ LIES = {
     "the folder's shape 0 is 1000000, which cannot be": {"shape": [10**6, 8, 8]},
     "the folder's shape cannot be": {"shape": [8192, 8192, 8192]},
     'the folder\'s scale is "x", which cannot be': {"scale": "x"},
+    "the folder's step is 0, which cannot be": {"step": 0},
     "names a file outside it: ../secret": {"files": {"../secret": {"bytes": 1, "sha256": "0"}}},
     "names a file outside it: https://": {"files": {"https://example.org/x": {"bytes": 1, "sha256": "0"}}},
     "names a file outside it: /etc": {"files": {"/etc/passwd": {"bytes": 1, "sha256": "0"}}},
@@ -342,6 +343,12 @@ def test_a_click_makes_the_runners_image(page, address, written, tmp_path):
     for image in found:
         assert image.shape == wanted.shape == (16, 16, 3)
         assert np.abs(image - wanted).max() <= 1
+    page.get_by_label("Height").fill("12")
+    page.get_by_label("Width").fill("20")
+    wanted = runners(written / "model", tmp_path, *words, "--size", "12x20")
+    for image in made(page, "9007199254740991-ddpm-4"):
+        assert image.shape == wanted.shape == (12, 20, 3)
+        assert np.abs(image - wanted).max() <= 1
     times = page.locator(".each").first.text_content().split(", ")
     assert len(times) == 4 and all(float(time) >= 0 for time in times)
     assert "ms a step, decoder" in page.locator(".time").first.inner_text()
@@ -426,14 +433,18 @@ def test_keyboard_and_screen_readers_find_their_way(page, address):
     page.goto(f"{address}/some/where/")
     page.locator("#make:enabled").wait_for()
     names = []
-    for _ in range(9):
+    for _ in range(11):
         page.keyboard.press("Tab")
         names.append(page.locator(":focus").get_attribute("id"))
         assert page.locator(":focus-visible").count() == 1
-    assert names == ["class", "seed", "dice", "sampler", "steps", "guidance", "device", "make", None]
+    assert names == ["class", "height", "width", "seed", "dice", "sampler", "steps", "guidance", "device", "make", None]
     page.get_by_label("Seed").fill("1.5")
     page.get_by_role("button", name="Generate").click()
     assert "the seed is a whole number" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Seed").fill("1")
+    page.get_by_label("Width").fill("17")
+    page.get_by_role("button", name="Generate").click()
+    assert "height and width are multiples of 2, from 4 to 8192" in page.get_by_role("alert").inner_text()
     page.set_viewport_size({"width": 320, "height": 640})
     box = page.locator("main").bounding_box()
     assert box["x"] + box["width"] <= 320  # nothing to be scrolled to on a small phone

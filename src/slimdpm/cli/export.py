@@ -37,7 +37,7 @@ def export(
         typer.Option(help="Samplers that it shall offer; may be repeated.  [default: the pipeline's and dpm++]"),
     ] = None,
     size: Annotated[
-        Any, size_option("Of onnx, openvino, web: images' size in pixels, if the network takes it.  [default: its own]")
+        Any, size_option("Of onnx, openvino, web: images of this size alone.  [default: any that the networks take]")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep weights in 16 bits: half the size, as fast.")] = False,
     int8: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ from slimdpm.export.storage import Weights
 from slimdpm.system.errors import SlimdpmError, blamed
 
 _BATCHES = (1, 3)
+_OTHER_SIZE = (2, 3)  # steps of height and width, for a graph of free size
 # The largest difference that is taken for rounding, relative to the largest number: of float32 in another order, and
 # of what weights of fewer bits may do to one call.
 _LIMITS: dict[Weights, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 0.3}
 
 
 def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
-    """Run a graph and its network on the same numbers, in batches of several sizes.
+    """Run a graph and its network on the same numbers: in batches of several sizes and, where the graph takes them, of
+    images of another size.
 
     Returns:
         the largest difference, relative to the largest number of the network's output.
@@ -38,8 +41,7 @@ def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
 
 def _largest_difference(graph: Graph, run: Network) -> float:
     worst = 0.0
-    for batch in _BATCHES:
-        inputs = {name: _like(name, example, batch, graph) for name, example in graph.inputs.items()}
+    for inputs in _inputs(graph):
         with torch.inference_mode():
             told = graph.module(**inputs)
         given = run(**{name: value.numpy() for name, value in inputs.items()})
@@ -53,6 +55,14 @@ def _largest_difference(graph: Graph, run: Network) -> float:
     return worst
 
 
+def _inputs(graph: Graph) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in _BATCHES:
+        yield {name: _like(name, example, batch, graph) for name, example in graph.inputs.items()}
+    if graph.step is not None:
+        sides = [graph.step * steps for steps in _OTHER_SIZE]
+        yield {name: _of_sides(example, sides) for name, example in graph.inputs.items()}
+
+
 def _like(name: str, example: torch.Tensor, batch: int, graph: Graph) -> torch.Tensor:
     """The example's rows, each moved by another number of places, for another batch; whole numbers are repeated."""
     if name in graph.fixed:
@@ -60,3 +70,11 @@ def _like(name: str, example: torch.Tensor, batch: int, graph: Graph) -> torch.T
     if not example.is_floating_point():
         return example[:1].repeat(batch, *[1] * (example.ndim - 1))
     return torch.stack([example[row % len(example)].roll(row, -1) for row in range(batch)])
+
+
+def _of_sides(value: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """Images cut to this height and width, or repeated as far; what is no image stays."""
+    if value.ndim != 4:
+        return value
+    rows, columns = (torch.arange(side) % own for side, own in zip(sides, value.shape[2:], strict=True))
+    return value[:, :, rows][..., columns].contiguous()

@@ -23,7 +23,7 @@ from slimdpm.export.graphs import Graph, graphs_of, text_encoders, to_onnx, to_o
 from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.storage import Weights, shrink
 from slimdpm.method.networks import network_config
-from slimdpm.pipelines.fitting import fitted
+from slimdpm.pipelines.fitting import fitted, size_step
 from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler, probe
 from slimdpm.pipelines.shell import Shell, network_of, shell_of
 from slimdpm.pipelines.teacher import open_pipeline
@@ -71,7 +71,8 @@ def export_pipeline(
         to: of which runtime.
         samplers: that it offers.
         weights: how they are kept; computed with is float32.
-        size: of the images in pixels, by default the pipeline's own.
+        size: of the images in pixels, of which the graphs then are for good; by default the pipeline's own, and any
+            other that its networks take.
         portable: ONNX's own operators alone, for other runtimes than ONNX Runtime, which has a faster attention.
         display: where progress is shown.
 
@@ -82,15 +83,17 @@ def export_pipeline(
     check_new(output)
     pipeline = open_pipeline(source)
     shell, network = shell_of(pipeline), network_of(pipeline)
+    config = network_config(network)
+    step = size_step(shell, config) if size is None else None
     if size is not None:
-        shell = fitted(shell, size, {"network": network_config(network)}, "--size")
+        shell = fitted(shell, size, {"network": config}, "--size")
     tables = sampler_tables(shell, samplers)
     with atomic_folder(output) as folder:
-        graphs = list(graphs_of(network, shell))
+        graphs = list(graphs_of(network, shell, step))
         for graph in display.track(graphs, len(graphs), "exporting", "networks"):
             _write_graph(graph, folder / graph.name, to, weights, portable, display)
         pipeline.scheduler.save_pretrained(folder / "scheduler")
-        manifest = {**_facts(shell, tables, to), "network": fingerprint(network), "weights": weights}
+        manifest = {**_facts(shell, step, tables, to), "network": fingerprint(network), "weights": weights}
         for which in ("", "_2"):
             if getattr(pipeline, f"tokenizer{which}", None) is not None:
                 _write_tokenizer(getattr(pipeline, f"tokenizer{which}"), folder, which)
@@ -138,7 +141,7 @@ def _write_graph(graph: Graph, folder: Path, to: Runtime, weights: Weights, port
     display.say(f"{graph.name}: {storage(sum(f.stat().st_size for f in folder.iterdir()))}, {off:.1e} off PyTorch")
 
 
-def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict[str, Any]:
+def _facts(shell: Shell, step: int | None, tables: dict[str, dict[str, Any]], to: Runtime) -> dict[str, Any]:
     """What the runner must know beside the graphs."""
     place = "model.onnx" if to == "onnx" else "openvino_model.xml"
     default = next(iter(tables))
@@ -151,6 +154,7 @@ def _facts(shell: Shell, tables: dict[str, dict[str, Any]], to: Runtime) -> dict
         "made by": f"slimdpm {version('slimdpm')}",
         "shape": list(shell.shape),
         "image": [shell.image_channels, *sides(shell.image_size)],
+        "step": step,
         "scale": 1.0 if shell.autoencoder is None else float(shell.autoencoder.config.scaling_factor),
         **{name: f"{folder}/{place}" for name, folder in parts.items()},
         "condition": _condition(shell),

@@ -1,5 +1,7 @@
 """The networks of a pipeline as ONNX graphs, with the names of inputs and outputs that optimum uses.
 
+Any batch B; of a pipeline that takes images of many sizes (`slimdpm.pipelines.fitting.size_step`) any H and W.
+
 U-Net          sample (B, C, H, W), the channels of an image that it sees included, timestep (1),
                [class_labels (B) | encoder_hidden_states (B, T, D)] → out_sample;
                Stable Diffusion XL's besides text_embeds (B, P), time_ids (B, 6)
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.export.attention import fuse_attention
+from slimdpm.export.runner import MOST
 from slimdpm.export.storage import PROTOBUF
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.method.runtimes import quiet_export
@@ -48,6 +51,8 @@ class Graph:
         outputs: their names.
         config: for ``config.json``.
         fixed: inputs without a batch.
+        step: images may be of any height and width that are multiples of it, and twice it at least; None: the
+            examples' alone.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Graph:
     outputs: tuple[str, ...]
     config: Mapping[str, Any]
     fixed: tuple[str, ...] = ()
+    step: int | None = None
 
 
 class _Denoiser(nn.Module):
@@ -116,20 +122,22 @@ class _TextEncoder(nn.Module):
         return tuple(layers[name] if name in layers else told[name] for name in self.outputs)
 
 
-def graphs_of(network: Any, shell: Shell) -> Iterator[Graph]:
+def graphs_of(network: Any, shell: Shell, step: int | None = None) -> Iterator[Graph]:
     """The networks that samples are made with, one after the other.
 
     Args:
         network: of the pipeline, see `slimdpm.pipelines.shell.network_of`.
         shell: what surrounds it.
+        step: images may be of any height and width that are multiples of it (pixels); None: the shell's alone.
     """
-    yield _denoiser(network, shell)
+    inner = None if step is None else step // shell.factor
+    yield _denoiser(network, shell, inner)
     if shell.autoencoder is not None:
         config = shell.autoencoder.config
         latents = {"latent_sample": _latents(shell)}
-        yield Graph("vae_decoder", _Decoder(shell.autoencoder), latents, ("sample",), config)
+        yield Graph("vae_decoder", _Decoder(shell.autoencoder), latents, ("sample",), config, step=inner)
     if isinstance(shell.conditioning, Text):
-        yield from _of_text(shell, shell.conditioning)
+        yield from _of_text(shell, shell.conditioning, step)
 
 
 def _latents(shell: Shell) -> Tensor:
@@ -143,12 +151,12 @@ def _latents(shell: Shell) -> Tensor:
     return book[chosen].permute(0, 3, 1, 2).contiguous()
 
 
-def _of_text(shell: Shell, conditioning: Text) -> Iterator[Graph]:
+def _of_text(shell: Shell, conditioning: Text, step: int | None) -> Iterator[Graph]:
     """What a text-to-image pipeline has besides; optimum asks for an encoder of images, too."""
     if isinstance(shell.autoencoder, AutoencoderKL):
         images = torch.randn(_BATCH, shell.image_channels, *sides(shell.image_size))
         module, config = _Encoder(shell.autoencoder), shell.autoencoder.config
-        yield Graph("vae_encoder", module, {"sample": images}, ("latent_parameters",), config)
+        yield Graph("vae_encoder", module, {"sample": images}, ("latent_parameters",), config, step=step)
     encoders = text_encoders(conditioning)
     for name, encoder in encoders.items():
         layers = range(encoder.config.num_hidden_layers + 1) if len(encoders) > 1 else ()
@@ -164,7 +172,7 @@ def text_encoders(conditioning: Text) -> dict[str, Any]:
     return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
-def _denoiser(network: Any, shell: Shell) -> Graph:
+def _denoiser(network: Any, shell: Shell, step: int | None) -> Graph:
     embedder = shell.conditioning.embedder if isinstance(shell.conditioning, ClassLabels) else None
     inputs = example_inputs(network.config, batch=_BATCH, size=shell.size, tokens=shell.conditioning.tokens)
     if embedder is not None:
@@ -173,12 +181,12 @@ def _denoiser(network: Any, shell: Shell) -> Graph:
     inputs["timestep"] = torch.tensor([500.0])
     inputs |= inputs.pop("added_cond_kwargs", {})
     module = _Denoiser(network, embedder)
-    config = {**network.config, "sample_size": shell.size}  # of the graph, which knows this one alone
-    return Graph("unet", module, inputs, ("out_sample",), config, fixed=("timestep",))
+    config = {**network.config, "sample_size": shell.size}  # of the graph, which may know this one alone
+    return Graph("unet", module, inputs, ("out_sample",), config, fixed=("timestep",), step=step)
 
 
 def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
-    """Write the graph as ONNX, for any batch; weights that a file of protobuf has no room for lie beside it.
+    """Write the graph as ONNX; weights that a file of protobuf has no room for lie beside it.
 
     Args:
         portable: with ONNX's own operators alone; else attention is ONNX Runtime's.
@@ -186,7 +194,6 @@ def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
     Raises:
         SlimdpmError: for a network that PyTorch cannot export.
     """
-    batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
     with quiet_export(), torch.inference_mode():
         try:
             program: Any = torch.onnx.export(
@@ -196,7 +203,7 @@ def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
                 opset_version=OPSET,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                dynamic_shapes={name: None if name in graph.fixed else {0: batch} for name in graph.inputs},
+                dynamic_shapes=_dimensions(graph),
                 verbose=False,
             )
         except ImportError:
@@ -208,6 +215,17 @@ def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
             fuse_attention(program.model)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in graph.module.parameters())
         program.save(str(file), external_data=weights > PROTOBUF)
+
+
+def _dimensions(graph: Graph) -> dict[str, Any]:
+    """What of the inputs' shapes is free, by the inputs' names."""
+    batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
+    free: dict[str, Any] = {name: None if name in graph.fixed else {0: batch} for name in graph.inputs}
+    if graph.step is not None:
+        for name in (name for name, value in graph.inputs.items() if value.ndim == 4):
+            steps = [torch.export.Dim(side, min=2, max=MOST // graph.step) for side in ("rows", "columns")]
+            free[name] |= {2 + i: graph.step * steps[i] for i in range(2)}
+    return free
 
 
 def to_openvino(file: Path) -> Path:

@@ -8,7 +8,20 @@ from typing import Any
 from slimdpm.method.networks import keeps_size
 from slimdpm.pipelines.shell import Shell
 from slimdpm.system.errors import SlimdpmError
-from slimdpm.system.sizes import Size, briefly, described, nearest
+from slimdpm.system.sizes import Size, briefly, described, nearest, sides
+
+
+def size_step(shell: Shell, config: Mapping[str, Any]) -> int | None:
+    """What the sides of images must be multiples of, in pixels, for a network that knows no size of its own: then each
+    of its levels is halved to the end. None for one that takes its own size alone, or sizes by another rule.
+
+    Args:
+        shell: of the pipeline.
+        config: the network's, with its ``_class_name``.
+    """
+    levels = len(config.get("block_out_channels") or ())  # a transformer has none: its places are of one size
+    step = shell.factor * 2 ** max(levels - 1, 0)
+    return step if levels and all(side % step == 0 and side >= 2 * step for side in sides(shell.image_size)) else None
 
 
 def fitted(shell: Shell, size: Size, networks: Mapping[str, Mapping[str, Any]], setting: str) -> Shell:

@@ -5,12 +5,13 @@ Its rooms import nothing of slimdpm but each other, and go into the folder as on
 
 from slimdpm.export.runner.command import main
 from slimdpm.export.runner.conditions import Words
-from slimdpm.export.runner.folder_data import FORMAT, Network, Wrong, manifest_of, networks
+from slimdpm.export.runner.folder_data import FORMAT, MOST, Network, Wrong, manifest_of, networks
 from slimdpm.export.runner.sampling import denoise, random_stream
 from slimdpm.export.self_contained import self_contained
 
 __all__ = [
     "FORMAT",
+    "MOST",
     "Network",
     "Words",
     "Wrong",

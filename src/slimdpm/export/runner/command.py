@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from slimdpm.export.runner.conditions import conditions
-from slimdpm.export.runner.folder_data import MOST, Network, Wrong, at, manifest_of, networks, table_of, wrong
+from slimdpm.export.runner.folder_data import MOST, Network, Wrong, at, manifest_of, networks, sized, table_of, wrong
 from slimdpm.export.runner.images import SEEN
 from slimdpm.export.runner.sampling import denoise, random_stream
 
@@ -73,6 +73,8 @@ def main(words: list[str] | None = None, folder: Path | None = None) -> int:
     began = time.perf_counter()
     try:
         manifest = manifest_of(folder)
+        if options.size is not None:
+            manifest = sized(manifest, options.size)
         table = table_of(folder, manifest, options.scheduler, options.steps)
         progress = Progress(len(table["steps"]) * math.ceil(options.count / options.batch_size))
         made = 0
@@ -126,10 +128,15 @@ def _options(words: list[str] | None) -> argparse.Namespace:
 
         return integer
 
+    def sides(text: str) -> tuple[int, int]:
+        height, _, width = text.lower().partition("x")
+        return number(1, MOST)(height), number(1, MOST)(width or height)
+
     parser = argparse.ArgumentParser(description="Make images with the networks in this folder.")
     parser.add_argument("-n", "--count", type=number(1, 10**6), default=1, help="how many images (1)")
     parser.add_argument("--seed", type=number(0, 2**63), default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--steps", type=number(1, 10**4), help="of the sampler; see sampler.json")
+    parser.add_argument("--size", type=sides, help="height x width in pixels, as 256x384 (the pipeline's own)")
     parser.add_argument("--scheduler", help="one of those in sampler.json")
     parser.add_argument("--class", dest="classes", action="append", default=[], help="name or number; may be repeated")
     parser.add_argument("--prompt", action="append", default=[], help="text; may be repeated")

@@ -81,6 +81,25 @@ def manifest_of(folder: Path) -> dict:
     return manifest
 
 
+def sized(manifest: dict, size: tuple[int, int]) -> dict:
+    """The manifest for images of another height and width than the pipeline's own."""
+    shape, image = manifest["shape"], [at(manifest, "image", i, kind=int, least=1, most=MOST) for i in range(3)]
+    if list(size) == image[1:]:
+        return manifest
+    if manifest.get("step") is None:
+        wrong(f"this folder makes images of {image[1]}x{image[2]} alone: leave --size out")
+    step, factor = at(manifest, "step", kind=int, least=1, most=MOST), image[1] // shape[1]
+    if image[1:] != [side * factor for side in shape[1:]] or step % factor:
+        wrong("the folder's shape, image and step do not fit")
+    if any(side % step or not 2 * step <= side <= MOST for side in size):
+        wrong(f"this folder makes images whose sides are multiples of {step}, from {2 * step} to {MOST}")
+    changed = {**manifest, "shape": [shape[0], *(side // factor for side in size)], "image": [image[0], *size]}
+    told = manifest.get("condition")
+    if isinstance(told, dict) and "time_ids" in told:
+        changed["condition"] = {**told, "time_ids": [*size, 0, 0, *size]}
+    return changed
+
+
 def table_of(folder: Path, manifest: dict, scheduler: str | None, steps: int | None) -> dict:
     """The sampler that was asked for; see `step`."""
     tables = read_json(folder / "sampler.json")

@@ -50,7 +50,7 @@ def write_site(
         runtime: npm's tarball of ONNX Runtime Web or the unpacked package; by default npm fetches it, once.
         samplers: that the page offers.
         weights: how they are kept.
-        size: of the images in pixels, by default the pipelines' own.
+        size: of the images in pixels, for good; by default the pipelines' own and any other that both take.
         display: where progress is shown.
 
     Raises:

@@ -1,11 +1,11 @@
 // The page: what was asked for goes to the worker, what comes back is drawn.
-import { bytesOf, fileOf, graphsOf, oneLine, openFolder, parsed, tableOf, Wrong } from "./runner.js";
+import { bytesOf, fileOf, graphsOf, oneLine, openFolder, parsed, sized, tableOf, Wrong } from "./runner.js";
 
 const HERE = new URL("./", import.meta.url);
 const TITLES = { model: "Student", teacher: "Teacher" };
 const find = (id) => document.getElementById(id);
 const fields = Object.fromEntries(
-  ["prompt", "negative", "class", "seed", "sampler", "steps", "guidance", "device"].map((id) => [id, find(id)]),
+  ["prompt", "negative", "class", "height", "width", "seed", "sampler", "steps", "guidance", "device"].map((id) => [id, find(id)]),
 );
 const models = []; // {place, title, offer (see openFolder), opened: the device it was opened for, view}
 let worker = null;
@@ -30,8 +30,8 @@ async function start() {
     models.push({ place, title, offer, opened: null, view: view(title, offer.manifest) });
   }
   const { manifest, condition, samplers } = models[0].offer;
-  for (const element of document.querySelectorAll("[data-for]"))
-    element.hidden = !(element.dataset.for === condition.kind || (element.dataset.for === "guidance" && condition.guided));
+  const offered = { [condition.kind]: true, guidance: condition.guided, size: offerSizes() };
+  for (const element of document.querySelectorAll("[data-for]")) element.hidden = !offered[element.dataset.for];
   fill(fields.class, condition.classes ?? []);
   fields.guidance.value = condition.guidance;
   fill(fields.sampler, samplers.map(([name]) => [name, name]), manifest.default?.scheduler);
@@ -50,6 +50,17 @@ const weightOf = (manifest) => graphsOf(manifest).reduce((all, key) => all + man
 function fill(select, pairs, chosen) {
   select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
   if (pairs.some(([value]) => String(value) === String(chosen))) select.value = String(chosen);
+}
+
+/** Whether there are other sizes than the models' own; the largest step is a multiple of the others. */
+function offerSizes() {
+  const steps = models.map(({ offer }) => offer.manifest.step);
+  const step = Math.max(...steps.map(Number));
+  for (const [i, side] of [fields.height, fields.width].entries()) {
+    side.value = models[0].offer.manifest.image[1 + i];
+    if (step) Object.assign(side, { step, min: 2 * step });
+  }
+  return steps.every((own) => own && step % own === 0);
 }
 
 function offerSteps(chosen) {
@@ -126,7 +137,9 @@ function asked() {
   if (!Number.isSafeInteger(seed) || seed < 0) throw new Wrong("the seed is a whole number from 0 to 9007199254740991");
   const guidance = condition.guided ? Number(fields.guidance.value) : 1;
   if (!(guidance >= 1 && guidance <= 1000)) throw new Wrong("guidance is a number from 1 to 1000; 1 is none");
-  const wish = { seed, guidance, scheduler: fields.sampler.value, steps: Number(fields.steps.value) };
+  const size = [fields.height, fields.width].map((side) => (side.value.trim() === "" ? NaN : Number(side.value)));
+  for (const { offer } of models) sized(offer.manifest, size);
+  const wish = { seed, guidance, size, scheduler: fields.sampler.value, steps: Number(fields.steps.value) };
   if (condition.kind === "class") return { ...wish, label: Number(fields.class.value), none: condition.none };
   if (condition.kind === "none") return wish;
   if (!fields.prompt.value.trim()) throw new Wrong("this model makes images of a text: write a prompt");

@@ -47,6 +47,7 @@ export function checkManifest(manifest) {
     const count = sides.reduce((a, b) => a * b, 1);
     if (sides.length !== 3 || count < 16 || count > NUMBERS) wrong(`the folder's ${key} cannot be: ${sides.join(" x ")}`);
   }
+  if ((manifest.step ?? null) !== null) at(manifest, ["step"], "integer", 1, MOST);
   at(manifest, ["scale"], "number", 1e-9, 1e9);
   for (const name of Object.keys(at(manifest, ["files"], "object"))) {
     if (!NAME.test(name)) wrong(`the folder names a file outside it: ${name}`);
@@ -59,6 +60,19 @@ export function checkManifest(manifest) {
   for (const name of wanted)
     if (!Object.hasOwn(manifest.files, name)) wrong(`the folder's files are incomplete: ${name} is missing`);
   return manifest;
+}
+
+/** Shape and image for another height and width than the pipeline's own; no size is its own. */
+export function sized(manifest, size) {
+  const { shape, image, step } = manifest;
+  if (!size || String(size) === String(image.slice(1))) return { shape, image };
+  const factor = Math.floor(image[1] / shape[1]);
+  if (!step || step % factor || image[1] !== shape[1] * factor || image[2] !== shape[2] * factor)
+    wrong(`this model makes images of ${image[1]} x ${image[2]} alone`);
+  const fits = (side) => Number.isSafeInteger(side) && side % step === 0 && side >= 2 * step && side <= MOST;
+  if (!size.every(fits) || size[0] * size[1] * Math.max(shape[0], image[0]) > NUMBERS)
+    wrong(`height and width are multiples of ${step}, from ${2 * step} to ${MOST}, and of ${NUMBERS / 4} pixels together`);
+  return { shape: [shape[0], ...size.map((side) => side / factor)], image: [image[0], ...size] };
 }
 
 /** What images are asked for by: ``{kind: "none" | "class" | "text", guidance, guided, classes: [[number, name]]}``. */

@@ -1,8 +1,8 @@
 // The networks at work, away from the page so that it stays at hand. Asked by messages, one piece of work at a time:
 //   open  {place, manifest, graphs: {unet, decoder, text_encoder}, device}   → opened {device, threads, remark}
-//   make  {place, table, seed, label, none, tokens, guidance}   → noise, step ..., image
+//   make  {place, table, size, seed, label, none, tokens, guidance}   → noise, step ..., image
 //   stop  → what is being made ends after its step: stopped
-import { denoise, guided, oneLine, pixelsOf, randomStream, Wrong } from "./runner.js";
+import { denoise, guided, oneLine, pixelsOf, randomStream, sized, Wrong } from "./runner.js";
 
 const RUNTIME = new URL("runtime/", import.meta.url).href;
 const BUILDS = {
@@ -79,7 +79,7 @@ async function conditionOf({ Tensor, sessions }, { label, none, tokens, guidance
 async function make(asked) {
   const model = models[asked.place];
   const { manifest, sessions, Tensor } = model;
-  const { shape, image } = manifest;
+  const { shape, image } = sized(manifest, asked.size);
   const count = shape.reduce((a, b) => a * b, 1);
   const began = performance.now();
   const given = await conditionOf(model, asked);
