@@ -9,10 +9,13 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
+import cold_start
 import demo_choices
 import equal_seconds
 import export_bits
 import exported
+import exports_agree
+import free_size
 import garments_guided
 import garments_seconds
 import garments_students
@@ -319,9 +322,25 @@ def test_how_much_faster_exported_students_are_is_what_was_measured():
     assert f"[{int(shallow)} times faster](docs/run-anywhere.md#how-fast" in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_what_a_first_image_takes_is_what_was_measured():
+    ways = json.loads((ROOT / "benchmarks/results/cold_start.json").read_text())["ways"]
+    ours, theirs = (
+        (f"{ways[way]['installed'] / 1e6:.0f} MB", f"{ways[way]['seconds']:.1f} s")
+        for way in ("generate.py, ONNX Runtime", "diffusers")
+    )
+    sentence = f"{ours[0]} to install and {ours[1]} to a first small image, with diffusers {theirs[0]} and {theirs[1]}"
+    assert sentence in (ROOT / "README.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("exported", exported.table), ("export_bits", lambda found: export_bits.table(found["weights"]))],
+    [
+        ("exported", exported.table),
+        ("export_bits", lambda found: export_bits.table(found["weights"])),
+        ("free_size", free_size.table),
+        ("exports_agree", exports_agree.table),
+        ("cold_start", cold_start.table),
+    ],
 )
 def test_tables_of_exported_folders_are_what_was_measured(name, table):
     results, page = ROOT / "benchmarks/results", (ROOT / "docs/run-anywhere.md").read_text(encoding="utf-8")

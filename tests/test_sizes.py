@@ -27,6 +27,7 @@ from helpers import (
     xl_pipeline,
 )
 from PIL import Image
+from test_kinds import transformer
 from typer.testing import CliRunner
 
 from slimdpm import ClassConditionalLDMPipeline
@@ -38,11 +39,14 @@ from slimdpm.data.images import on_white, pixels, square, upright
 from slimdpm.data.open_source import open_source
 from slimdpm.method.cost import measure
 from slimdpm.method.losses import frequency_loss, spectral_weight
+from slimdpm.method.networks import network_config
 from slimdpm.metrics.evaluate import Settings, evaluate
 from slimdpm.metrics.extractors import Extractor
 from slimdpm.metrics.sliced import laplacian_pyramid, patches
 from slimdpm.metrics.spectrum import radial_spectrum, ring_powers
+from slimdpm.pipelines.fitting import size_step
 from slimdpm.pipelines.sample_files import write_samples
+from slimdpm.pipelines.shell import network_of, shell_of
 from slimdpm.pipelines.teacher import load_teacher
 from slimdpm.recipe_file import load_recipe
 from slimdpm.system.errors import SlimdpmError
@@ -238,6 +242,23 @@ def test_cross_attention_copes_with_odd_sizes(tmp_path):
 def test_sizes_that_a_network_does_not_give_back(size, words):
     with pytest.raises(SlimdpmError, match=words):
         planned(pixel_pipeline(), PHOTOS, size)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "size", "step"),
+    [
+        (class_pipeline, 16, 2),  # two levels
+        (lambda: latent_pipeline(VQModel), 16, 4),  # behind an autoencoder of two more
+        (lambda: pixel_pipeline(**WIDE), (48, 64), 2),
+        (lambda: pixel_pipeline(), 2, None),  # a network that halves it to one pixel
+        (lambda: pixel_pipeline(), 15, None),
+        (transformer, 16, None),
+    ],
+)
+def test_the_step_of_sizes_is_what_levels_and_autoencoder_halve(pipeline, size, step):
+    made = pipeline()
+    shell = shell_of(made).sized(size)
+    assert size_step(shell, network_config(network_of(made))) == step
 
 
 def test_a_transformer_takes_squares_of_whole_patches(class_folder):

@@ -12,14 +12,13 @@ from slimdpm.export.runner import Network, networks
 from slimdpm.export.storage import Weights
 from slimdpm.system.errors import SlimdpmError, blamed
 
-_BATCHES = (1, 3)
 _OTHER_SIZE = (2, 3)  # steps of height and width, for a graph of free size
 # The largest difference that is taken for rounding, relative to the largest number: of float32 in another order, and
 # of what weights of fewer bits may do to one call.
 _LIMITS: dict[Weights, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 0.3}
 
 
-def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
+def check_graph(graph: Graph, file: Path, weights: Weights, batches: Sequence[int] = (1, 3)) -> float:
     """Run a graph and its network on the same numbers: in batches of several sizes and, where the graph takes them, of
     images of another size.
 
@@ -30,7 +29,8 @@ def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
         SlimdpmError: if they disagree.
     """
     with blamed(f"the exported {graph.name} cannot be run"):
-        worst = _largest_difference(graph, networks(file.parent, {"graph": file.name}, None)("graph", *graph.outputs))
+        run = networks(file.parent, {"graph": file.name}, None)("graph", *graph.outputs)
+        worst = _largest_difference(graph, run, batches)
     if not worst <= _LIMITS[weights]:
         raise SlimdpmError(
             f"the exported {graph.name} disagrees with PyTorch: {worst:.1e} of its largest number, "
@@ -39,9 +39,9 @@ def check_graph(graph: Graph, file: Path, weights: Weights) -> float:
     return worst
 
 
-def _largest_difference(graph: Graph, run: Network) -> float:
+def _largest_difference(graph: Graph, run: Network, batches: Sequence[int]) -> float:
     worst = 0.0
-    for inputs in _inputs(graph):
+    for inputs in _inputs(graph, batches):
         with torch.inference_mode():
             told = graph.module(**inputs)
         given = run(**{name: value.numpy() for name, value in inputs.items()})
@@ -55,8 +55,8 @@ def _largest_difference(graph: Graph, run: Network) -> float:
     return worst
 
 
-def _inputs(graph: Graph) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in _BATCHES:
+def _inputs(graph: Graph, batches: Sequence[int]) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in batches:
         yield {name: _like(name, example, batch, graph) for name, example in graph.inputs.items()}
     if graph.step is not None:
         sides = [graph.step * steps for steps in _OTHER_SIZE]
