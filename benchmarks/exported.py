@@ -2,11 +2,11 @@
 
     python benchmarks/exported.py
 
-Teacher, Lite and Spectral of the crops (`demo`, 32×32 pixels, and the shallowest student of equal MACs) and of the
-paper's FFHQ preset (LDM-4, 256×256 through its autoencoder), with random weights, batch 1, float32. PyTorch eager in
-the faster memory format, ONNX Runtime and OpenVINO; one thread, processor time; they take turns in one process, and
-the median counts. Bytes are those of the graph's files, with weights of 32, 16 and 8 bits. A family that is in the
-result is not measured again; FFHQ's takes most of the half hour.
+Teacher, Lite and Spectral of the crops (32×32 pixels, and the shallowest student of equal MACs), the networks of `make
+demo`, and the paper's FFHQ preset (LDM-4, 256×256 through its autoencoder), with random weights, batch 1, float32.
+PyTorch eager in the faster memory format, ONNX Runtime and OpenVINO; one thread, processor time; those of a family take
+turns in one process, and the median counts. Bytes are those of the graph's files, with weights of 32, 16 and 8 bits. A
+family that is in the result is not measured again; FFHQ's takes most of the half hour.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ablation.tables import markdown
 from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, VQModel
 from latency import families
 
+from slimdpm.demo.students import demo_recipe
 from slimdpm.export.checks import check_graph
 from slimdpm.export.graphs import Graph, graphs_of, to_onnx, to_openvino
 from slimdpm.export.runner import networks
@@ -33,13 +34,15 @@ from slimdpm.method.cost import measure
 from slimdpm.method.depth import depths
 from slimdpm.method.latency import timings
 from slimdpm.method.networks import build
-from slimdpm.method.slimming import student_base
+from slimdpm.method.slimming import Budget, plan_student, student_base
 from slimdpm.method.timed_plan import widths
 from slimdpm.pipelines.shell import shell_of
+from slimdpm.system.documents import read_json
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
+from slimdpm.system.packaged import ASSETS
 
-ROUNDS = {"demo": 41, "ffhq": 5}
+ROUNDS = {"crops": 41, "demo": 41, "ffhq": 5}
 STEPS = (20, 50)
 RUNTIMES = ("PyTorch", "ONNX Runtime", "OpenVINO")
 WIDTHS: tuple[Weights, ...] = ("float32", "float16", "int8")
@@ -75,6 +78,15 @@ def shallow(teacher: Mapping[str, Any], macs: float) -> Mapping[str, Any]:
     """The config of the shallowest student of so many MACs at most, in widths that a budget in time chooses among."""
     shallowest = depths(student_base(teacher, "plain", {}))[-1]
     return max((c for c in widths(shallowest) if measure(c).macs <= macs), key=lambda config: measure(config).macs)
+
+
+def demo() -> dict[str, Mapping[str, Any]]:
+    """The configs of `make demo`; its Lite is the plain student's network."""
+    student, teacher = demo_recipe().student, read_json(ASSETS / "garments-teacher-small/unet/config.json")
+    budget, found = Budget(ratio=student.ratio), {"teacher": teacher}
+    for kind in ("plain", "spectral"):
+        found[kind] = plan_student(teacher, budget, kind=kind, overrides=student.overrides).config
+    return found
 
 
 def runtimes(graph: Graph, folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
@@ -123,7 +135,7 @@ def measured(configs: Mapping[str, Any], family: str) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
     """A row for each network: calls, how many times faster than the eager teacher, megabytes; then whole images."""
     rows, images = [], []
-    for family, found in results["families"].items():
+    for family, found in sorted(results["families"].items(), key=lambda item: list(ROUNDS).index(item[0])):
         slowest = found.get("teacher", {}).get("milliseconds", {}).get("eager")
         for name, values in found.items():
             ms, size = values["milliseconds"], values["bytes"]
@@ -154,10 +166,11 @@ def table(results: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/exported.json")
-    parser.add_argument("--only", nargs="*", default=["demo", "ffhq"], help="names of families")
+    parser.add_argument("--only", nargs="*", default=list(ROUNDS), help="names of families")
     options = parser.parse_args()
-    configs = families()
-    configs["demo"]["shallow"] = shallow(configs["demo"]["teacher"], measure(configs["demo"]["lite"]).macs)
+    crops = families()["demo"]
+    crops["shallow"] = shallow(crops["teacher"], measure(crops["lite"]).macs)
+    configs = {"crops": crops, "demo": demo(), "ffhq": families()["ffhq"]}
     results = json.loads(options.output.read_text()) if options.output.exists() else {"families": {}}
     torch.set_num_threads(1)
     for family in options.only:

@@ -152,11 +152,11 @@ def _gallery(entries: list[Entry], judge: Judge, longer: list[Row]) -> Gallery:
     for i in range(0, min(ROWS * columns, len(entries[0].samples)), columns):
         blocks.append([(NAMES[e.name], _price(e.cost, e.seconds), e.samples[i : i + columns]) for e in entries])
     text = (
-        "Below photographs of the test, two networks of the package: what minutes of a GPU make of a teacher, and of a "
-        f"student of a twelfth of its MACs (guidance {LONGER_GUIDANCE:g}). Then what was trained here, in a minute "
-        "each; the same noise in each column of a block: what the teacher makes of it, and what three networks do that "
-        "are many times smaller. Beside the names MACs and milliseconds of a step. Nothing is chosen among photographs "
-        "or samples."
+        "Below photographs of the test, two networks of the package: what minutes of a GPU make of a teacher, and an "
+        f"hour or two of a CPU of a student of a twelfth of its MACs (guidance {LONGER_GUIDANCE:g}). Then what was "
+        "trained here, in a minute each; the same noise in each column of a block: what the teacher makes of it, and "
+        "what three networks do that are many times smaller. Beside the names MACs and milliseconds of a step. Nothing "
+        "is chosen among photographs or samples."
     )
     return Gallery(text, judge.photographs.classes, blocks)
 
