@@ -118,8 +118,8 @@ def run(words: list[Any], work: Path) -> tuple[float, float, int]:
 
 def measured(work: Path) -> dict[str, Any]:
     words = commands(work)
-    for name in words:
-        run(words[name], work)
+    for command in words.values():
+        run(command, work)
     rounds = [{name: run(words[name], work) for name in words} for _ in range(ROUNDS)]
     found = {}
     for name in words:
@@ -152,7 +152,7 @@ def main() -> None:
     facts = {"source": SOURCE, "steps": STEPS, "rounds": ROUNDS, "hardware": machine_facts()}
     results = {"ways": measured(options.work.resolve()), **facts}
     write_json(options.output, results)
-    print(table(json.loads(options.output.read_text())))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/exported.json")
     parser.add_argument("--only", nargs="*", default=list(ROUNDS), help="names of families")
     options = parser.parse_args()
-    crops = families()["demo"]
-    crops["shallow"] = shallow(crops["teacher"], measure(crops["lite"]).macs)
-    configs = {"crops": crops, "demo": demo(), "ffhq": families()["ffhq"]}
+    timed = families()
+    configs = {"crops": timed["demo"], "demo": demo(), "ffhq": timed["ffhq"]}
+    configs["crops"]["shallow"] = shallow(timed["demo"]["teacher"], measure(timed["demo"]["lite"]).macs)
     results = json.loads(options.output.read_text()) if options.output.exists() else {"families": {}}
     torch.set_num_threads(1)
     for family in options.only:

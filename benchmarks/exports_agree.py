@@ -25,10 +25,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler,
 from PIL import Image
 
 from slimdpm import Request, SpectralUNet2DModel, load_pipeline, sample_images
-from slimdpm.export import folder as export_folder
 from slimdpm.export import runner
 from slimdpm.export.checks import check_graph
+from slimdpm.export.folder import Samplers, export_pipeline
+from slimdpm.export.graphs import graphs_of
+from slimdpm.method.networks import network_config
+from slimdpm.pipelines.fitting import size_step
 from slimdpm.pipelines.sampling import SCHEDULERS
+from slimdpm.pipelines.shell import network_of, shell_of
+from slimdpm.pipelines.teacher import open_pipeline
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
@@ -62,21 +67,13 @@ KINDS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
 
 
 def differences(source: Path, folder: Path, to: Any) -> dict[str, float]:
-    """Of the graphs of a pipeline from its networks, by the networks' names."""
-    found: dict[str, float] = {}
-    check = export_folder.check_graph
-
-    def checked(graph: Any, file: Path, weights: Any) -> float:
-        found[graph.name] = check_graph(graph, file, weights, batches=BATCHES)
-        return found[graph.name]
-
-    export_folder.check_graph = checked
-    try:
-        samplers = export_folder.Samplers(tuple(SCHEDULERS), (STEPS,))
-        export_folder.export_pipeline(source, folder, to=to, samplers=samplers)
-    finally:
-        export_folder.check_graph = check
-    return found
+    """Of the graphs of a pipeline from its networks, by the networks' names; the folder is left."""
+    export_pipeline(source, folder, to=to, samplers=Samplers(tuple(SCHEDULERS), (STEPS,)))
+    pipeline = open_pipeline(source)
+    shell, network = shell_of(pipeline), network_of(pipeline)
+    file = "model.onnx" if to == "onnx" else "openvino_model.xml"
+    graphs = graphs_of(network, shell, size_step(shell, network_config(network)))
+    return {graph.name: check_graph(graph, folder / graph.name / file, "float32", BATCHES) for graph in graphs}
 
 
 def off_samples(source: Path, folder: Path, scheduler: str, asked: str | None) -> float:

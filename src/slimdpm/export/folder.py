@@ -84,9 +84,10 @@ def export_pipeline(
     pipeline = open_pipeline(source)
     shell, network = shell_of(pipeline), network_of(pipeline)
     config = network_config(network)
-    step = size_step(shell, config) if size is None else None
-    if size is not None:
-        shell = fitted(shell, size, {"network": config}, "--size")
+    if size is None:
+        step = size_step(shell, config)
+    else:
+        shell, step = fitted(shell, size, {"network": config}, "--size"), None
     tables = sampler_tables(shell, samplers)
     with atomic_folder(output) as folder:
         graphs = list(graphs_of(network, shell, step))

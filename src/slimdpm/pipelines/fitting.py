@@ -19,9 +19,16 @@ def size_step(shell: Shell, config: Mapping[str, Any]) -> int | None:
         shell: of the pipeline.
         config: the network's, with its ``_class_name``.
     """
-    levels = len(config.get("block_out_channels") or ())  # a transformer has none: its places are of one size
-    step = shell.factor * 2 ** max(levels - 1, 0)
-    return step if levels and all(side % step == 0 and side >= 2 * step for side in sides(shell.image_size)) else None
+    if not config.get("block_out_channels"):  # a transformer: its places are of one size
+        return None
+    step = _halved(shell, config)
+    return step if all(side % step == 0 and side >= 2 * step for side in sides(shell.image_size)) else None
+
+
+def _halved(shell: Shell, *configs: Mapping[str, Any]) -> int:
+    """What autoencoder and levels halve to the end, in pixels."""
+    levels = max(len(config.get("block_out_channels", ())) for config in configs)
+    return int(shell.factor * 2 ** max(levels - 1, 0))
 
 
 def fitted(shell: Shell, size: Size, networks: Mapping[str, Mapping[str, Any]], setting: str) -> Shell:
@@ -46,8 +53,7 @@ def fitted(shell: Shell, size: Size, networks: Mapping[str, Mapping[str, Any]], 
     if size == shell.image_size or (name := refusing(size)) is None:
         return shell.sized(size)
     why, work = f"the {name} takes none of this shape", [shell.image_size]
-    levels = max(len(config.get("block_out_channels", ())) for config in networks.values())
-    for step in (shell.factor, shell.factor * 2 ** max(levels - 1, 0)):
+    for step in (shell.factor, _halved(shell, *networks.values())):
         near = nearest(size, step)
         if all(other != size and refusing(other) is None for other in near):
             why = f"the {name} halves them to the end only if their size is a multiple of {step}"

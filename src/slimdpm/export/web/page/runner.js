@@ -70,8 +70,9 @@ export function sized(manifest, size) {
   if (!step || step % factor || image[1] !== shape[1] * factor || image[2] !== shape[2] * factor)
     wrong(`this model makes images of ${image[1]} x ${image[2]} alone`);
   const fits = (side) => Number.isSafeInteger(side) && side % step === 0 && side >= 2 * step && side <= MOST;
-  if (!size.every(fits) || size[0] * size[1] * Math.max(shape[0], image[0]) > NUMBERS)
-    wrong(`height and width are multiples of ${step}, from ${2 * step} to ${MOST}, and of ${NUMBERS / 4} pixels together`);
+  const pixels = Math.floor(NUMBERS / Math.max(shape[0], image[0]));
+  if (!size.every(fits) || size[0] * size[1] > pixels)
+    wrong(`height and width are multiples of ${step}, from ${2 * step} to ${MOST}, and of ${pixels} pixels together`);
   return { shape: [shape[0], ...size.map((side) => side / factor)], image: [image[0], ...size] };
 }
 
