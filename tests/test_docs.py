@@ -22,6 +22,7 @@ import garments_students
 import numpy as np
 import pytest
 import recipe_keys
+import sampler_tables
 import timed_budget
 import train_step
 import typer
@@ -343,6 +344,7 @@ def test_what_a_first_image_takes_is_what_was_measured():
         ("free_size", free_size.table),
         ("exports_agree", exports_agree.table),
         ("cold_start", cold_start.table),
+        ("sampler_tables", lambda found: sampler_tables.table(found["samplers"])),
     ],
 )
 def test_tables_of_exported_folders_are_what_was_measured(name, table):

@@ -1,4 +1,4 @@
-"""Pipelines that leave PyTorch: the table against diffusers' trajectories, the runner against `sample_images`."""
+"""Pipelines that leave PyTorch: graphs against networks, the runner against `sample_images`."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
-import diffusers
 import numpy as np
 import onnx
 import pytest
@@ -26,12 +25,10 @@ from slimdpm.export import runner, storage
 from slimdpm.export.checks import check_graph
 from slimdpm.export.folder import Samplers, export_pipeline, sampler_tables
 from slimdpm.export.graphs import graphs_of
-from slimdpm.export.sampler_table import sampler_table
 from slimdpm.export.storage import shrink
 from slimdpm.export.web.site import _copied
-from slimdpm.pipelines.denoise import denoise, image_generators
 from slimdpm.pipelines.loading import load_pipeline
-from slimdpm.pipelines.sampling import SCHEDULERS, make_scheduler
+from slimdpm.pipelines.sampling import make_scheduler
 from slimdpm.pipelines.shell import network_of, shell_of
 
 SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
@@ -41,88 +38,6 @@ FLAT = {"sample_size": 8, "block_out_channels": (8,), "mid_block_type": None}
 FLAT |= {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
 FLAT_AUTOENCODER = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",)}
 FLAT_AUTOENCODER |= {"up_block_types": ("UpDecoderBlock2D",)}
-NOISY = ("ddpm", "dpm++sde", "euler-a")  # draw noise on the way
-STEPS = (1, 2, 4, 7, 20, 50)
-ALPHA_BARS = DDPMScheduler().alphas_cumprod.double().numpy()
-
-
-def network(prediction):
-    """One that no table knows: the clean sample that it finds bends, mixes pixels and leaves the range."""
-
-    def predict(x, t):
-        alpha = float(np.interp(float(t), np.arange(1000), ALPHA_BARS)) ** 0.5
-        sigma = (1 - alpha**2) ** 0.5
-        clean = 1.4 * torch.tanh(0.7 * x + 0.5 * x.roll(1, -1) + float(t) / 2000)
-        return {"sample": clean, "epsilon": (x - alpha * clean) / sigma, "v_prediction": (alpha * x - clean) / sigma}[
-            prediction
-        ].to(x)
-
-    return predict
-
-
-def trajectory(scheduler, network, steps, noisy):
-    """diffusers' own way from the noise of image 0, and the largest number on it.
-
-    In float64 where no noise is added on the way: its numbers follow the type.
-    """
-    generators, largest = image_generators(3, range(1)), [scheduler.init_noise_sigma]
-    noise = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators])
-
-    def predict(x, t):
-        largest.append(x.abs().max().item())
-        return network(x, t)
-
-    made = denoise(predict, scheduler, noise.float() if noisy else noise.double(), steps, generators)
-    return made.numpy(), max(*largest, made.abs().max().item())
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("clip", [False, True])
-def test_the_table_goes_diffusers_way(name, prediction, clip):
-    cls, options = SCHEDULERS[name]
-    config, tried = DDPMScheduler(prediction_type=prediction, clip_sample=clip).config, 0
-    for steps in (*STEPS, *([1000] if name in ("ddim", "euler") and not clip else [])):
-        scheduler = getattr(diffusers, cls).from_config(config, **options)
-        try:
-            wanted, largest = trajectory(scheduler, network(prediction), steps, noisy=name in NOISY)
-        except (ValueError, NotImplementedError):
-            continue  # so the scheduler cannot
-        made_table = sampler_table(getattr(diffusers, cls).from_config(config, **options), steps)
-        table = json.loads(json.dumps(made_table.as_json()))
-        streams = [runner.random_stream(3, 0)]
-
-        def outputs(x, t):
-            return network(prediction)(torch.from_numpy(x), t).numpy()
-
-        made = runner.denoise(outputs, table, streams, (3, 8, 8), lambda: None)
-        # The network is float32 here and float64 there. From the noisiest step alone ε is divided by a small alpha to
-        # find the clean sample, and Heun's second look at two steps divides by sigma: both magnify its rounding.
-        magnified = 5 if steps == 1 or (name, steps) == ("heun", 2) else 1
-        assert np.abs(made - wanted).max() <= magnified * 1e-5 * largest, (steps, table["memory"])
-        tried += 1
-    assert tried >= 4 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
-
-
-def test_what_is_no_table_is_refused_by_name():
-    with pytest.raises(SlimdpmError, match="thresholding is no table"):
-        sampler_table(DDIMScheduler(thresholding=True), 4)
-
-    class Bent(DDIMScheduler):
-        def step(self, model_output, timestep, sample, **options):
-            return (super().step(model_output, timestep, sample, **options)[0].tanh(),)
-
-    with pytest.raises(SlimdpmError, match="Bent cannot be exported: its steps are not linear"):
-        sampler_table(Bent(), 4)
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7), (4, 4, 1)])
-def test_noise_is_pytorchs(shape):
-    for image in (0, 7, 10**6):
-        generator, draw = image_generators(11, [image])[0], runner.random_stream(11, image)
-        for _ in range(3):  # a stream goes on
-            expected = torch.randn((1, *shape), generator=generator)[0].numpy()
-            np.testing.assert_allclose(draw(shape), expected, atol=3e-6)
 
 
 def test_words_are_clips(tmp_path):

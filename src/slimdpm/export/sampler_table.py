@@ -36,7 +36,8 @@ MEMORIES = ("clean", "noise", "output")
 _FORMS = (*((memory, lags) for lags in (1, 2, 3, 4) for memory in MEMORIES), ("output", 16))
 _PIXELS = 192  # random numbers that a step is probed with
 _CHECKS = 64  # of them are kept back to try the coefficients on
-_TOLERANCE = 1.5e-6  # of a step, relative to the largest number in it: float32 in the scheduler
+_TOLERANCE = 1.5e-6  # of a step, relative to the largest number in it: some schedulers go on in float32
+_CERTAIN = 5  # standard errors of a coefficient
 _WHOLE = 1e-5  # of the whole way: what each step may be off adds up where the form is nearly right
 _ENOUGH = 1e-6  # then no other form is tried
 
@@ -173,7 +174,8 @@ def _trace(scheduler: Any, steps: int, clip: float | None) -> _Trace:
 
 
 def _pixels(numbers: Array) -> torch.Tensor:
-    return torch.from_numpy(numbers.astype(np.float32))[None, None, None]
+    """As float64, which most schedulers keep: their own float32 coefficients are then read off exactly."""
+    return torch.from_numpy(numbers)[None, None, None]
 
 
 def _numbers(pixels: torch.Tensor) -> Array:
@@ -188,8 +190,11 @@ def _levels(scheduler: Any, process: Process, t: Any) -> tuple[float, float]:
         scheduler._init_step_index(t)
         index = scheduler.step_index
     if sigmas is None or index is None:
-        alpha_bar = scheduler.alphas_cumprod[int(t)].double().item()
-        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        alpha_bar = scheduler.alphas_cumprod[int(t)]
+        return float(alpha_bar**0.5), float((1 - alpha_bar) ** 0.5)
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # its own rounding
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigmas[index])
+        return float(alpha), float(sigma)
     sigma = float(sigmas[index])
     return 1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5
 
@@ -207,12 +212,13 @@ def _drawn(before: torch.Tensor, generator: torch.Generator) -> Array | None:
     """The noise that a step has drawn; None if it drew none."""
     if torch.equal(before, generator.get_state()):
         return None
-    again = torch.Generator()
-    again.set_state(before)
-    noise = torch.randn(1, 1, 1, _PIXELS, generator=again)
-    if not torch.equal(again.get_state(), generator.get_state()):
-        raise SlimdpmError("it draws noise in a way of its own")
-    return _numbers(noise)
+    for dtype in (torch.float64, torch.float32):
+        again = torch.Generator()
+        again.set_state(before)
+        noise = torch.randn(1, 1, 1, _PIXELS, generator=again, dtype=dtype)
+        if torch.equal(again.get_state(), generator.get_state()):
+            return _numbers(noise)
+    raise SlimdpmError("it draws noise in a way of its own")
 
 
 def _rows(trace: _Trace, memory: str, lags: int, *, with_output: bool) -> tuple[Step, ...] | None:
@@ -248,15 +254,22 @@ def _fit(moment: _Moment, kept: Sequence[Array], *, with_output: bool) -> Step |
     matrix = np.stack(list(columns.values()), axis=1)
     size = np.abs(matrix).max(axis=0)
     size[size == 0] = 1
-    fitted, *_ = np.linalg.lstsq(matrix[:-_CHECKS] / size, moment.after[:-_CHECKS], rcond=1e-9)
-    largest = _largest(moment)
-    fitted[np.abs(fitted) < _TOLERANCE * largest / 30] = 0
-    if not np.abs(matrix[-_CHECKS:] / size @ fitted - moment.after[-_CHECKS:]).max() <= _TOLERANCE * largest:
+    fitted = _least_squares(matrix[:-_CHECKS] / size, moment.after[:-_CHECKS])
+    off = np.abs(matrix[-_CHECKS:] / size @ fitted - moment.after[-_CHECKS:]).max()
+    if not off <= _TOLERANCE * _largest(moment):
         return None
     values = dict(zip(columns, (fitted / size).tolist(), strict=True))
     memories = {lag: value for lag in range(len(kept)) if (value := values[lag])}
     own = {name: values.get(name, 0.0) for name in ("x", "e", "n")}
     return Step(moment.t, moment.scale, moment.alpha, moment.sigma, m=memories, draws=moment.noise is not None, **own)
+
+
+def _least_squares(matrix: Array, wanted: Array) -> Array:
+    """The coefficients of a matrix's columns; those that the rounding of what is wanted leaves in doubt are 0."""
+    inverse = np.linalg.pinv(matrix, rcond=1e-9)
+    fitted = inverse @ wanted
+    errors = np.std(matrix @ fitted - wanted) * np.linalg.norm(inverse, axis=1)
+    return np.where(np.abs(fitted) > np.maximum(_CERTAIN * errors, 1e-12 * np.abs(wanted).max()), fitted, 0)
 
 
 def _largest(moment: _Moment) -> float:

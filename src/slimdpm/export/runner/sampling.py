@@ -13,7 +13,8 @@ from slimdpm.export.runner.folder_data import wrong
 
 def random_stream(seed: int, image: int) -> Callable[[tuple[int, ...]], np.ndarray]:
     """Draws what PyTorch's CPU generator draws for this image: 24 bits of MT19937 for a uniform number, and Box and
-    Muller's transform over blocks of sixteen."""
+    Muller's transform over blocks of sixteen, each of its steps rounded to float32: over many steps of a sampler an
+    angle that is not rounded adds up."""
     state = np.random.SeedSequence([seed, image]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     bits: Any = np.random.RandomState(int(state) & 0xFFFFFFFF)._bit_generator
 
@@ -21,18 +22,20 @@ def random_stream(seed: int, image: int) -> Callable[[tuple[int, ...]], np.ndarr
         return (bits.random_raw(count) & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
 
     def normal(numbers: np.ndarray) -> np.ndarray:
-        blocks = numbers.reshape(-1, 2, 8).astype(np.float64)
-        radius, angle = np.sqrt(-2 * np.log(1 - blocks[:, 0])), 2 * np.pi * blocks[:, 1]
-        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+        first, second = numbers.reshape(-1, 2, 8).swapaxes(0, 1)
+        radius = np.sqrt(np.float32(-2) * np.log(1 - first.astype(np.float64)).astype(np.float32))
+        angle = (np.float32(2 * np.pi) * second).astype(np.float64)
+        turned = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+        return (radius[:, None] * turned).ravel()
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
         count = math.prod(shape)
         numbers, rest = uniform(count), count % 16
-        made = np.empty(count)
+        made = np.empty(count, np.float32)
         made[: count - rest] = normal(numbers[: count - rest])
         if rest:
             made[-16:] = normal(uniform(16))
-        return made.astype(np.float32).reshape(shape)
+        return made.reshape(shape)
 
     return draw
 

@@ -234,17 +234,18 @@ export function twister(seed) {
   };
 }
 
-/** Draws what PyTorch's CPU generator draws for this image; at least 16 numbers at once. */
+/** Draws what PyTorch's CPU generator draws for this image, rounded where it rounds; at least 16 numbers at once. */
 export function randomStream(seed, image) {
+  const float32 = Math.fround;
   const bits = twister(streamSeed(seed, image));
   const uniform = (count) => Float64Array.from({ length: count }, () => (bits() & 0xffffff) / 2 ** 24);
   const normal = (numbers, made, first) => {
     for (let block = 0; block + 16 <= numbers.length; block += 16)
       for (let i = block; i < block + 8; i++) {
-        const radius = Math.sqrt(-2 * Math.log(1 - numbers[i]));
-        const angle = 2 * Math.PI * numbers[i + 8];
-        made[first + i] = radius * Math.cos(angle);
-        made[first + i + 8] = radius * Math.sin(angle);
+        const radius = float32(Math.sqrt(-2 * float32(Math.log(1 - numbers[i]))));
+        const angle = float32(float32(2 * Math.PI) * numbers[i + 8]);
+        made[first + i] = radius * float32(Math.cos(angle));
+        made[first + i + 8] = radius * float32(Math.sin(angle));
       }
   };
   return (count) => {
