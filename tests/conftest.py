@@ -89,6 +89,24 @@ def one_command_line():
         yield
 
 
+@pytest.fixture(scope="session")
+def one_torchlib():
+    """PyTorch reads all of its ONNX functions from their sources anew for each export: a second of it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = cache(ONNXRegistry.from_torchlib)
+
+    def again(*options, **named):
+        registry, found = ONNXRegistry(), read(*options, **named)
+        registry._opset_version = found.opset_version
+        registry.functions = {target: list(functions) for target, functions in found.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(again))
+        yield
+
+
 @pytest.fixture
 def no_figures(brief_reports):
     """As reports are now everywhere."""

@@ -31,6 +31,7 @@ from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.pipelines.sampling import make_scheduler
 from slimdpm.pipelines.shell import network_of, shell_of
 
+pytestmark = pytest.mark.usefixtures("one_torchlib")
 SMALL = {**TINY, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
 SMALL |= {"up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
 # What conditions a network is in each of its layers, and an export takes seconds for each: one resolution is enough.

@@ -20,7 +20,7 @@ from slimdpm.export.runner import command
 from slimdpm.export.web.site import _copied
 from slimdpm.pipelines.loading import load_pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torchlib")]
 
 
 @pytest.fixture(params=[inpainting, editing])

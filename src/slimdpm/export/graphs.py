@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.export.attention import fuse_attention
+from slimdpm.export.group_norm import whole_group_norms
 from slimdpm.export.runner import MOST
 from slimdpm.export.storage import PROTOBUF
 from slimdpm.method.networks import call, example_inputs
@@ -194,7 +195,7 @@ def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
     Raises:
         SlimdpmError: for a network that PyTorch cannot export.
     """
-    with quiet_export(), torch.inference_mode():
+    with quiet_export(), torch.inference_mode(), whole_group_norms() as translations:
         try:
             program: Any = torch.onnx.export(
                 graph.module.eval(),
@@ -204,6 +205,7 @@ def to_onnx(graph: Graph, file: Path, *, portable: bool = False) -> None:
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
                 dynamic_shapes=_dimensions(graph),
+                custom_translation_table=translations,
                 verbose=False,
             )
         except ImportError:
