@@ -1,6 +1,8 @@
 """The floors of the house: a package imports what stands below it, and nothing runs in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 import slimdpm
 
-SOURCE = Path(slimdpm.__file__).parent
+ROOT, SOURCE = Path(__file__).parents[1], Path(slimdpm.__file__).parent
 FLOORS = (  # from the ground up; what stands on one line may be imported by the lines after it
     ("system",),
     ("wavelet",),
@@ -68,6 +70,14 @@ def test_rooms_are_small_and_few():
     assert len(rooms) <= 25
     lengths = {str(f.relative_to(SOURCE)): len(f.read_text().splitlines()) for f in SOURCE.rglob("*.py")}
     assert not {file: length for file, length in lengths.items() if length > 350}
+
+
+@pytest.mark.slow
+def test_values_have_the_types_that_are_told():
+    """Here, so that a process checks them while the other runs tests."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

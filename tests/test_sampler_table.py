@@ -89,6 +89,7 @@ def test_the_table_goes_diffusers_way(name, prediction, clip):
     assert len(tried) >= 4 or (name, prediction) in [("euler-a", "sample"), ("pndm", "sample")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps", "prediction", "clip"), LONG)
 def test_a_thousand_steps_stay_on_it(name, steps, prediction, clip):
     assert off_the_way(name, prediction, clip, steps) <= 1e-5
