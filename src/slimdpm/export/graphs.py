@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from slimdpm.conditioning.classes import ClassLabels
 from slimdpm.conditioning.text import Text
 from slimdpm.export.attention import fuse_attention
-from slimdpm.export.group_norm import whole_group_norms
 from slimdpm.export.runner import MOST
 from slimdpm.export.storage import PROTOBUF
+from slimdpm.method.group_norm import whole_group_norms
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.method.runtimes import quiet_export
 from slimdpm.pipelines.shell import Shell

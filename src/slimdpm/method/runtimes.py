@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimdpm.method.group_norm import whole_group_norms
 from slimdpm.method.latency import Latency
 from slimdpm.method.networks import call, example_inputs
 from slimdpm.system.errors import SlimdpmError, first_line
@@ -107,7 +108,7 @@ def _export(network: nn.Module, inputs: dict[str, Tensor], file: Path) -> None:
     """
     gated = any(isinstance(module, (WaveletGatingDown, WaveletGatingUp)) for module in network.modules())
     names, values = list(inputs), tuple(inputs.values())
-    with quiet_export(), torch.inference_mode():
+    with quiet_export(), torch.inference_mode(), whole_group_norms() if gated else nullcontext() as translations:
         try:
             made = torch.onnx.export(
                 _Flat(network, names),
@@ -116,6 +117,7 @@ def _export(network: nn.Module, inputs: dict[str, Tensor], file: Path) -> None:
                 dynamo=gated,
                 opset_version=_OPSET,
                 input_names=names,
+                custom_translation_table=translations,
                 verbose=False,
             )
             if made is not None:
