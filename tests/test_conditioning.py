@@ -197,6 +197,21 @@ def test_an_interval_of_guidance_is_told_and_must_have_a_level(class_teacher, tm
     assert (everywhere != between).any()
 
 
+def test_a_number_of_images_goes_through_the_classes():
+    pipeline = class_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def made(*labels, **number):
+        generators = image_generators(5, range(4))
+        options = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0, "generator": generators}
+        return pipeline(*labels, **number, **options).images
+
+    np.testing.assert_array_equal(made(batch_size=4), made([0, 1, 2, 0]))
+    np.testing.assert_array_equal(made("coat", batch_size=4), made([1, 1, 1, 1]))
+    assert (made(batch_size=4) != made("coat", batch_size=4)).any()
+    assert len(pipeline(num_inference_steps=1).images) == 1
+
+
 def test_guidance_joins_nested_inputs():
     class Network(torch.nn.Module):
         def forward(self, sample, t, added, return_dict):

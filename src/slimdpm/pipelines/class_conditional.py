@@ -48,8 +48,9 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str],
+        class_labels: int | str | Sequence[int | str] | None = None,
         *,
+        batch_size: int | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int = 50,
@@ -57,10 +58,11 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """One image for each label.
+        """One image for each label, or as many as are asked for.
 
         Args:
-            class_labels: numbers or names.
+            class_labels: numbers or names; by default all classes in turn.
+            batch_size: how many images, of these labels in turn; by default one of each, without labels one.
             guidance_scale: 1 is no guidance; by default the pipeline's if the network knows a null class.
             guidance_interval: the lowest and the highest noise level ``σ = √((1 − ᾱ) / ᾱ)`` with guidance; by default
                 all have it.
@@ -72,14 +74,16 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         Raises:
             SlimdpmError: for a class that there is not, guidance without a null class, or an interval without a level.
         """
-        labels = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
+        told = () if class_labels is None else class_labels
+        labels = [told] if isinstance(told, (int, str)) else list(told)
+        count = batch_size or len(labels) or 1
         device = self._execution_device
         request, conditioning = Request(classes=labels, guidance=guidance_scale), class_labels_of(self, self.unet)
         if conditioning is None:
             raise SlimdpmError("the U-Net takes no classes: it has no num_class_embeds, and there is no class_embedder")
-        guidance = conditioning.sampling_inputs(range(len(labels)), request, device)
+        guidance = conditioning.sampling_inputs(range(count), request, device)
         guidance = guidance.within(guidance_interval, Process.of_scheduler(self.scheduler))
-        shape = (len(labels), self.unet.config.in_channels, *sides(sample_size(self.unet.config)))
+        shape = (count, self.unet.config.in_channels, *sides(sample_size(self.unet.config)))
         sample = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         predict = partial(guidance.predict, self.unet)
         sample = denoise(predict, self.scheduler, sample, num_inference_steps, generator, self.progress_bar)
