@@ -166,6 +166,8 @@ def _trace(scheduler: Any, steps: int, clip: float | None) -> _Trace:
         e = _output(process.prediction, scale * x, x0, alpha, sigma)
         before = generator.get_state()
         after = scheduler.step(_pixels(e), t, sample, **extra, return_dict=False)[0]
+        if not after.isfinite().all():
+            raise ValueError(f"what it makes of timestep {float(t):g} is not finite")
         noise = _drawn(before, generator)
         clipped = x0 if clip is None else x0.clip(-clip, clip)
         moments.append(_Moment(float(t), scale, alpha, sigma, x, e, x0, clipped, noise, _numbers(after)))
@@ -218,7 +220,7 @@ def _drawn(before: torch.Tensor, generator: torch.Generator) -> Array | None:
         noise = torch.randn(1, 1, 1, _PIXELS, generator=again, dtype=dtype)
         if torch.equal(again.get_state(), generator.get_state()):
             return _numbers(noise)
-    raise SlimdpmError("it draws noise in a way of its own")
+    raise ValueError("it draws noise in a way of its own")
 
 
 def _rows(trace: _Trace, memory: str, lags: int, *, with_output: bool) -> tuple[Step, ...] | None:
