@@ -3,6 +3,7 @@
 import inspect
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -284,7 +285,9 @@ def test_without_a_null_class_nothing_is_dropped_or_guided(class_folder, tmp_pat
 
 
 @pytest.mark.parametrize("make", [class_pipeline, embedded_class_pipeline])
-def test_the_pipeline_is_saved_loaded_and_samples_like_ours(make, tmp_path):
+def test_the_pipeline_is_saved_loaded_and_samples_like_ours(make, tmp_path, monkeypatch):
+    # The nearest entry of a codebook jumps with the last bit of a latent, which is another on each kind of processor.
+    monkeypatch.setattr(VQModel, "decode", partialmethod(VQModel.decode, force_not_quantize=True))
     pipeline = make()
     pipeline.save_pretrained(tmp_path)
     own, ours = ClassConditionalLDMPipeline.from_pretrained(tmp_path), load_pipeline(tmp_path)
