@@ -7,6 +7,8 @@ start, min-SNR weighting, trained on the images alone. Seconds are processor tim
 each student, which take turns; from them follows how many steps each gets. The budget is what `STEPS` steps of
 `BASE`, distillation with one use of the teacher's answers, take.
 
+``--photographs 1000`` is the same with so many of the training images, drawn by chance; the teacher has seen all.
+
 Everything resumes; started twice, the two share the work. Cells are compared on the images that are held out for
 choices (their kernel distance, too) and on the evaluation's.
 """
@@ -33,7 +35,7 @@ from rich.console import Console
 
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.run_folder import RunFolder
-from slimdpm.system.files import write_json
+from slimdpm.system.files import atomic_file, write_json
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
 from slimdpm.system.shared_work import share
@@ -71,20 +73,31 @@ def _distilled(kind: str, reuse: int) -> Cell:
 
 
 class Study:
-    """The study in one folder."""
+    """The study in one folder; with `photographs`, of so many of the training images."""
 
-    def __init__(self, data: str, folder: Path, names: Sequence[str], seeds: Sequence[int]):
+    def __init__(
+        self, data: str, folder: Path, names: Sequence[str], seeds: Sequence[int], photographs: int | None = None
+    ):
         self.folder, self.seeds = folder, seeds
+        self.part = f"train-{photographs}" if photographs else "train"
+        self.students = folder / ("students" if photographs is None else f"students-{photographs}")
         self.names = list(dict.fromkeys([LITE, *names]))  # beside which all are set
         self.display = Display(Console())
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".data.lock"):
             self.parts = prepare_parts(data, folder / "data", SIZE.pixels, self.display)
+            if photographs:
+                self.parts["train"] = some(self.parts["train"], photographs, self.images)
         self.teacher = kept_teacher("32")
         self.judges = {
             part: Judge(folder / "samples" / part, self.parts[part], SIZE.images, SIZE.sampler_steps)
             for part in ("tune", "evaluation")
         }
+
+    @property
+    def images(self) -> Path:
+        """Of training."""
+        return self.folder / "data" / f"{self.part}.npy"
 
     def run(self) -> dict[str, Any]:
         """Train and measure what is left; the results so far."""
@@ -101,7 +114,7 @@ class Study:
             SIZE,
             seed,
             teacher=self.teacher,
-            images=self.folder / "data" / "train.npy",
+            images=self.images,
             rate=cell.rate or RATE,
             gating=gating,
             losses=lambdas(2.0, 2.0) if cell.distilled else {},
@@ -149,7 +162,10 @@ class Study:
         folder = self.file(name, seed, "run")
         pipeline = run_job(job, folder, self.display, report=False)
         measures = {
-            part: {**error_measures(pipeline, self.parts[part]), **judge.distances(f"{name}-{seed}", pipeline)}
+            part: {
+                **error_measures(pipeline, self.parts[part]),
+                **judge.distances(f"{self.part} {name}-{seed}", pipeline),
+            }
             for part, judge in self.judges.items()
         }
         found = {
@@ -164,9 +180,8 @@ class Study:
         write_json(self.file(name, seed), found)
 
     def file(self, name: str, seed: int, end: str = "json") -> Path:
-        place = self.folder / "students"
-        place.mkdir(exist_ok=True)
-        return place / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.{end}"
+        self.students.mkdir(exist_ok=True)
+        return self.students / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.{end}"
 
     def results(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -195,6 +210,15 @@ class Study:
             "samples": f"{SIZE.images} of each network, dpm++ {SIZE.sampler_steps} steps, seed 0, efficientnet-lite0",
             "hardware": machine_facts(),
         }
+
+
+def some(images: np.ndarray, count: int, file: Path) -> np.ndarray:
+    """`count` of the images, kept in `file`."""
+    if not file.exists():
+        chosen = np.random.default_rng(0).permutation(len(images))[:count]
+        with atomic_file(file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, images[np.sort(chosen)])
+    return np.load(file)
 
 
 def joined(known: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,11 +266,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=CORE, choices=list(cells()), help="students")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--photographs", type=int, help="of the training images, by default all")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Study(options.data, options.work, options.only, range(options.seeds)).run()
-    file = options.output / "equal_seconds.json"
+    results = Study(options.data, options.work, options.only, range(options.seeds), options.photographs).run()
+    few = f"_{options.photographs}" if options.photographs else ""
+    file = options.output / f"equal_seconds{few}.json"
     known = json.loads(file.read_text())["cells"] if file.exists() else {}
     write_json(file, results := {**results, "cells": joined(known, results["cells"])})
     print(table(results))

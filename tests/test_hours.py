@@ -161,7 +161,8 @@ def test_what_is_compiled_for_the_clock_is_not_compiled_for_the_run_once_more(
 ):
     starts = iter([60.0, 1.0])
     monkeypatch.setattr(timed_training, "_steps", lambda trainer, allowed, begun: (0.5, next(starts)))
-    monkeypatch.setattr("torch.nn.Module.compile", lambda self: None)
+    monkeypatch.setattr("torch.nn.Module.compile", lambda self: None)  # the student
+    monkeypatch.setattr("torch.compile", lambda module: module)  # the teacher
     ticking(monkeypatch, 0.5)
     run, words = tmp_path / "run", (teacher_folder, image_folder, *SHORT)
     assert slim(*words, "-o", run, *options("train.compile=true")).exit_code == 0
