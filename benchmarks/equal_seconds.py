@@ -59,14 +59,24 @@ def cells() -> dict[str, Cell]:
     found = {BASE: _distilled("spectral", 1), LITE: Cell(LITE, "", LITE, "lite", False, plain)}
     for reuse in (2, 4, 8):
         found[f"spectral, reuse {reuse}"] = _distilled("spectral", reuse)
-    found["plain, reuse 4"] = _distilled("lite", 4)
+    for reuse in (4, 8):
+        found[f"plain, reuse {reuse}"] = _distilled("lite", reuse)
+        for factor in (2, 5, 10):
+            found[f"plain, reuse {reuse}, weighed, λ {factor}"] = _distilled("lite", reuse, **weighed(factor))
+            found[f"spectral, reuse {reuse}, weighed, λ {factor}"] = _distilled("spectral", reuse, **weighed(factor))
+    found["plain, reuse 8, weighed, teacher alone"] = _distilled("lite", 8, **weighed(2), lambda_denoising=0.0)
     found[f"{LITE}, rate 4e-3"] = Cell("", "", "", "lite", False, plain, rate=4e-3)
     found[f"{LITE}, rate 16e-3"] = Cell("", "", "", "lite", False, plain, rate=16e-3)
     return found
 
 
-def _distilled(kind: str, reuse: int) -> Cell:
-    settings = {**MIN_SNR, "distill.reuse": reuse}
+def weighed(factor: float) -> dict[str, Any]:
+    """L_spatial and L_freq weighed by timestep as L_DDPM is."""
+    return {"snr_weighted": True, "lambda_spatial": float(factor), "lambda_freq": float(factor)}
+
+
+def _distilled(kind: str, reuse: int, **distill: Any) -> Cell:
+    settings = {**MIN_SNR, "distill.reuse": reuse, **{f"distill.{key}": value for key, value in distill.items()}}
     return (
         changed("", "", "", settings) if kind == "spectral" else Cell("", "", "", kind, True, FROM_TEACHER | settings)
     )
@@ -266,13 +276,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=CORE, choices=list(cells()), help="students")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sitting", help="a name for results that are kept apart: another machine has other seconds")
     parser.add_argument("--photographs", type=int, help="of the training images, by default all")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = Study(options.data, options.work, options.only, range(options.seeds), options.photographs).run()
-    few = f"_{options.photographs}" if options.photographs else ""
-    file = options.output / f"equal_seconds{few}.json"
+    ends = [f"_{end}" for end in (options.sitting, options.photographs) if end]
+    file = options.output / f"equal_seconds{''.join(ends)}.json"
     known = json.loads(file.read_text())["cells"] if file.exists() else {}
     write_json(file, results := {**results, "cells": joined(known, results["cells"])})
     print(table(results))

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from ablation.run import kept_teacher
 from ablation.tables import markdown
 from diffusers.training_utils import EMAModel
@@ -75,7 +74,7 @@ class PlainLoop:
         self.alpha_bar = job.teacher.shell.process.alphas_cumprod.to(device)
 
     def loss(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """L_DDPM by min-SNR, λ_s L_spatial and λ_f L_freq, of the outputs."""
+        """L_DDPM, λ_s L_spatial and λ_f L_freq, of the outputs, all by min-SNR."""
         s, kind = self.settings, self.job.shell.process.prediction
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
@@ -94,9 +93,11 @@ class PlainLoop:
         floor = 1e-6 * power.mean(dim=(-2, -1), keepdim=True)
         omega = torch.maximum(power, floor) ** (s.alpha / 2)
         omega = omega / omega.mean(dim=(-2, -1), keepdim=True)
+        weight = weight.view(-1, 1, 1, 1) if kind == "v_prediction" else 1
+        spatial = (weight * (prediction - truth) ** 2).mean()
         ours, theirs = (torch.fft.fft2(x, norm="ortho") for x in (prediction, truth))
-        frequency = (omega * (ours - theirs).abs() ** 2).mean()
-        return denoising + s.lambda_spatial * F.mse_loss(prediction, truth) + s.lambda_freq * frequency
+        frequency = (weight * omega * (ours - theirs).abs() ** 2).mean()
+        return denoising + s.lambda_spatial * spatial + s.lambda_freq * frequency
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         size = self.job.recipe.train.batch_size

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -113,9 +114,9 @@ def test_loss_is_the_sum_that_the_paper_writes(batch):
     torch.testing.assert_close(losses["denoising"], (prediction - noise).square().mean())
 
 
-def test_min_snr_weighs_denoising_alone(batch):
+def test_min_snr_weighs_denoising_alone_where_the_terms_are_not_weighed(batch):
     x0, noise, t = batch
-    plain, weighed = (make(LossSettings(snr_gamma=gamma)) for gamma in (None, 5.0))
+    plain, weighed = (make(LossSettings(snr_gamma=gamma, snr_weighted=False)) for gamma in (None, 5.0))
     weighed.student.load_state_dict(plain.student.state_dict())
     weighed.teacher.load_state_dict(plain.teacher.state_dict())
     a, b = plain.losses(x0, noise, t), weighed.losses(x0, noise, t)
@@ -124,6 +125,23 @@ def test_min_snr_weighs_denoising_alone(batch):
     torch.testing.assert_close(b["denoising"], (weight * (prediction - noise).square().mean(dim=(1, 2, 3))).mean())
     assert not torch.isclose(a["denoising"], b["denoising"])
     torch.testing.assert_close(a["spatial"], b["spatial"])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_each_samples_share_of_the_terms(kind, batch):
+    x0, noise, t = batch
+    assert (make(LossSettings(snr_gamma=5.0), kind, kind).pair_weight is None) == (kind == "epsilon")
+    assert make(LossSettings(), kind, kind).pair_weight is None
+    distiller = make(LossSettings(snr_gamma=5.0, snr_weighted=True), kind, kind)
+    said, truth = torch.randn_like(x0), torch.randn_like(x0)
+    losses = distiller.losses(x0, noise, t, student=lambda *_, **__: (said, []), taught=Taught(truth, []))
+    weight = min_snr_weight(distiller.process.alphas_cumprod, kind, 5.0)[t].double()
+    off = (said - truth).double()
+    assert losses["spatial"].item() == pytest.approx((weight * off.square().mean(dim=(1, 2, 3))).mean().item())
+    omega = spectral_weight(x0.double(), x0.shape[-2:])
+    alone = [frequency_loss([(off[[i]], torch.zeros_like(off[[i]]))], [omega[[i]]]).item() for i in range(len(t))]
+    assert losses["frequency"].item() == pytest.approx(np.mean(weight.numpy() * alone), rel=1e-5)
+    assert len(set(weight.tolist())) > 1
 
 
 def test_gradients_reach_student_and_aligners_and_never_the_teacher(batch):
@@ -182,7 +200,8 @@ def test_networks_that_are_right_agree_whatever_they_predict(prediction, teacher
 def test_a_teacher_is_trusted_where_its_error_does_not_grow(source, kind, guided, batch):
     """An error of the teacher's own prediction reaches the student's target at most DOUBT^-½ / 2 times as large."""
     x0, noise, t = batch[0], batch[1], torch.tensor([0, 999])
-    distiller = make(LossSettings(lambda_spatial=1, lambda_freq=0, snr_gamma=5.0), kind, source)
+    settings = LossSettings(lambda_spatial=1, lambda_freq=0, snr_gamma=5.0, snr_weighted=False)
+    distiller = make(settings, kind, source)
     process, error = distiller.process, 0.1 * torch.randn(x0.shape)
     x_t = process.add_noise(x0, noise, t)
     said = process.target(source, x0, noise, t) + error

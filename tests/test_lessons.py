@@ -93,16 +93,19 @@ def test_a_run_that_keeps_batches_goes_on_exactly(stop, whole, tmp_path, teacher
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_reuse_that_it_began_with(tmp_path, teacher_folder, image_folder):
+def test_a_run_keeps_the_reuse_and_the_weights_that_it_began_with(tmp_path, teacher_folder, image_folder):
     outputs = "distill.pairs=none"
     planned = job(teacher_folder, image_folder, outputs, "train.steps=1")
     run_job(planned, tmp_path / "new", report=False)
-    assert (planned.recipe.distill.uses, RunFolder(tmp_path / "new").recipe().distill.reuse) == (4, 4)
-    file = tmp_path / "new/recipe.yaml"  # one that was begun before there was such a key
-    file.write_text(file.read_text().replace("  reuse: 4\n", ""))
+    begun = RunFolder(tmp_path / "new").recipe().distill
+    assert (planned.recipe.distill.uses, begun.reuse, begun.snr_weighted) == (4, 4, "auto")
+    file = tmp_path / "new/recipe.yaml"  # one that was begun before there were such keys
+    file.write_text(file.read_text().replace("  reuse: 4\n", "").replace("  snr_weighted: auto\n", ""))
     run_job(job(teacher_folder, image_folder, outputs, "train.steps=2"), tmp_path / "new", report=False)
-    assert RunFolder(tmp_path / "new").recipe().distill.reuse == 1
-    assert job(teacher_folder, image_folder, "distill.pairs=auto").recipe.distill.uses == 1
+    begun = RunFolder(tmp_path / "new").recipe()
+    assert begun.distill.reuse == 1 and not begun.losses.snr_weighted
+    paired = job(teacher_folder, image_folder, "distill.pairs=auto").recipe
+    assert paired.distill.uses == 1 and not paired.losses.snr_weighted
 
 
 @pytest.mark.slow

@@ -277,6 +277,7 @@ def recipe_of(
         "train.lr": rate,
         "train.snr_gamma": "none",
         "distill.reuse": 1,
+        "distill.snr_weighted": False,
         "train.seed": seed,
         "train.log_every": 100,
         "train.sample_every": 0,

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from slimdpm.method.inherit import MIXING
-from slimdpm.method.losses import RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
+from slimdpm.method.losses import AUTO, RESIZE_FILTERS, WEIGHT_SCALINGS, LossSettings
 from slimdpm.student_recipe import StudentRecipe
 from slimdpm.system.errors import SlimdpmError
 from slimdpm.system.sizes import SMALLEST, Size, sides, size_of
@@ -159,6 +159,9 @@ class DistillRecipe(Section):
     reuse: int | None = Field(None, ge=1, le=64)
     """steps that each of the teacher's answers serves: its images, noise and timesteps come again with it; by default
     4, with feature pairs 1"""
+    snr_weighted: bool | Literal["auto"] | None = None
+    """whether L_spatial and L_freq weigh timesteps by min-SNR as L_DDPM does, with `train.snr_gamma`; `auto`: where
+    outputs are compared in v, which is where it was better; by default `auto`, with feature pairs `false`"""
     guidance: float = Field(LossSettings.guidance, ge=1, le=100)
     """scale of classifier-free guidance in the teacher's answers: the student learns the guided output, which takes
     it one call in place of two; 1 is none"""
@@ -172,6 +175,11 @@ class DistillRecipe(Section):
     def uses(self) -> int:
         """`reuse` or its default: features are too large to be kept without being asked."""
         return self.reuse or (DEFAULT_REUSE if self.pairs == "none" else 1)
+
+    @property
+    def weighs(self) -> bool | str:
+        """`snr_weighted` or its default, which was tried for outputs alone."""
+        return (AUTO if self.pairs == "none" else False) if self.snr_weighted is None else self.snr_weighted
 
 
 class ProcessRecipe(Section):
@@ -233,7 +241,8 @@ class Recipe(Section):
     @property
     def losses(self) -> LossSettings:
         gamma = None if self.train.snr_gamma == "none" else self.train.snr_gamma
-        return LossSettings(**self.distill.model_dump(exclude={"pairs", "levels", "reuse"}), snr_gamma=gamma)
+        values = self.distill.model_dump(exclude={"pairs", "levels", "reuse"}) | {"snr_weighted": self.distill.weighs}
+        return LossSettings(**values, snr_gamma=gamma)
 
     def resolved(
         self, *, teacher: str | None, inherits: bool, size: Size, sample_steps: int, images: int, prompts: Sequence[str]

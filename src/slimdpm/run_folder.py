@@ -62,6 +62,8 @@ class RunFolder:
             train = train.model_copy(update={"warmup": begun.train.warmup_steps})
         if distill.reuse is None:
             distill = distill.model_copy(update={"reuse": begun.distill.uses})
+        if distill.snr_weighted is None:
+            distill = distill.model_copy(update={"snr_weighted": begun.distill.weighs})
         if data.held_out is None:
             data = data.model_copy(update={"held_out": begun.data.held_out})
         if student.in_time and student.timed is None:
@@ -126,6 +128,9 @@ class RunFolder:
         recipe = read_recipe(self.recipe_file).renamed
         if recipe.distill.reuse is None:  # begun before answers could be kept
             distill = recipe.distill.model_copy(update={"reuse": 1})
+            recipe = recipe.model_copy(update={"distill": distill})
+        if recipe.distill.snr_weighted is None:  # begun before its terms could be weighed
+            distill = recipe.distill.model_copy(update={"snr_weighted": False})
             recipe = recipe.model_copy(update={"distill": distill})
         if recipe.data.held_out is None:  # begun before images could be held out
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slimdpm.method.features import FeaturePair, FeatureTaps
 from slimdpm.method.forward_process import Process, comparison_kind
 from slimdpm.method.losses import (
+    AUTO,
     TERMS,
     LossSettings,
     Omega,
@@ -110,6 +111,9 @@ class Distiller:
         self.settings = settings or LossSettings()
         gamma = self.settings.snr_gamma
         self.timestep_weight = min_snr_weight(process.alphas_cumprod, self.kind, gamma) if gamma else None  # (T,)
+        weighted = self.settings.snr_weighted
+        weighs = self.kind == "v_prediction" if weighted == AUTO else weighted
+        self.pair_weight = self.timestep_weight if weighs else None  # (T,)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self._asked: Any = self.teacher
         self.teacher_prediction = teacher_prediction or process.prediction
@@ -155,7 +159,7 @@ class Distiller:
         parts = {"denoising": self.denoising(prediction, target, t)}
         if taught is None:
             return {"loss": parts["denoising"], **parts}
-        pairs = [(prediction, taught.output), *zip(features, taught.features, strict=True)]
+        pairs = self._weighed([(prediction, taught.output), *zip(features, taught.features, strict=True)], t)
         loss = self.settings.lambda_denoising * parts["denoising"]
         for name, factor in self.settings.terms.items():
             parts[name] = self.term(name, pairs, lambda: self.weights(x0, pairs, t))
@@ -170,6 +174,13 @@ class Distiller:
     def term(self, name: str, pairs: Pairs, omega: Omega) -> Tensor:
         """One of `TERMS`, such as L_spatial and L_freq."""
         return TERMS[name][1](pairs, omega)
+
+    def _weighed(self, pairs: Pairs, t: Tensor) -> Pairs:
+        """Both of a pair times the root of the timestep's weight: the square of what they differ by has the weight."""
+        if self.pair_weight is None:
+            return pairs
+        root = self.pair_weight[t].sqrt()[:, None, None, None]  # (B, 1, 1, 1)
+        return [(root * ours, root * theirs) for ours, theirs in pairs]
 
     def compile(self, **options: Any) -> None:
         """Have the teacher compiled for `teach`; who else has its U-Net has it as it was.

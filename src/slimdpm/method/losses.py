@@ -140,6 +140,9 @@ def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(x, size=size, mode=mode, antialias=antialias)
 
 
+AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class LossSettings:
     """The weights of the losses and the shape of ω. The paper has λ = 0.1, the defaults are what the ablation chose.
@@ -152,6 +155,8 @@ class LossSettings:
         weight_scaling: see `slimdpm.method.losses.spectral_weight`.
         resize: the filter that brings x₀ to the size of a feature.
         snr_gamma: γ of min-SNR weighting of L_DDPM, see `slimdpm.method.losses.min_snr_weight`; None weighs all alike.
+        snr_weighted: whether the other terms weigh timesteps so, too; `AUTO` is where outputs are compared in v, in
+            which unweighed errors count most where there is hardly a signal.
         guidance: scale of classifier-free guidance in the teacher's output, see `Distiller.teach`.
     """
 
@@ -162,6 +167,7 @@ class LossSettings:
     weight_scaling: str = "mean"
     resize: str = "area"
     snr_gamma: float | None = None
+    snr_weighted: bool | str = AUTO
     guidance: float = 1.0
 
     @property
