@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import cold_start
+import compiled
 import demo_choices
 import equal_seconds
 import export_bits
@@ -224,8 +225,9 @@ def test_gated_and_plain_differ_by_what_the_ablation_measured():
 
 
 def test_findings_at_equal_seconds_are_those_measured():
-    results = json.loads((ROOT / "benchmarks/results/equal_seconds.json").read_text())
-    assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    for name in ("", "_weighed", "_weighed_300"):
+        results = json.loads((ROOT / f"benchmarks/results/equal_seconds{name}.json").read_text())
+        assert equal_seconds.table(results) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
     minutes = json.loads((ROOT / "benchmarks/results/demo_choices.json").read_text())["networks"]
     assert demo_choices.table(minutes) in (ROOT / "docs/findings.md").read_text(encoding="utf-8")
 
@@ -235,8 +237,9 @@ def test_the_students_of_garments_are_worth_what_was_measured():
     for benchmark in (garments_students, garments_seconds, garments_guided):
         results = json.loads((ROOT / f"benchmarks/results/{benchmark.__name__}.json").read_text())
         assert benchmark.table(results) in findings
-    epsilon = json.loads((ROOT / "benchmarks/results/garments_seconds_epsilon.json").read_text())
-    assert garments_seconds.table(epsilon) in findings
+    for name in ("epsilon", "cpu"):
+        results = json.loads((ROOT / f"benchmarks/results/garments_seconds_{name}.json").read_text())
+        assert garments_seconds.table(results) in findings
 
 
 def test_the_distilled_student_follows_its_teacher_as_closely_as_was_measured():
@@ -256,6 +259,11 @@ def test_costs_of_presets_are_those_counted():
         cost = measure(PRESETS[name].config, tokens=PRESETS[name].tokens)
         assert params == amounts.parameters(cost.params)
         assert (macs, macs_all) == (amounts.macs(cost.macs), amounts.macs(cost.macs_all))
+
+
+def test_compiling_is_worth_what_was_measured():
+    results = json.loads((ROOT / "benchmarks/results/compiled.json").read_text())
+    assert compiled.table(results) in (ROOT / "docs/cost.md").read_text(encoding="utf-8")
 
 
 def test_steps_on_a_gpu_take_as_long_as_was_measured():

@@ -1,0 +1,64 @@
+"""What weighing the distillation's timesteps by min-SNR does with a good teacher, of v and of ε: one pair of runs each.
+
+    python benchmarks/snr_weighted.py --work runs/snr-weighted
+
+12 times smaller students of `recipes/garments-students.yaml`, `STEPS` steps of `BATCH` photographs, seed 0, one thread;
+judged on the photographs of the test, as the demo's. Everything resumes; saves snr_weighted.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from garments import EACH
+from garments_students import RECIPE
+from rich.console import Console
+
+from slimdpm.demo.judge import Judge
+from slimdpm.demo.students import demo_recipe, lasting
+from slimdpm.pipelines.loading import load_pipeline
+from slimdpm.system.files import write_json
+from slimdpm.system.machine import machine_facts
+from slimdpm.system.progress import Display
+from slimdpm.training.plan import plan_job
+from slimdpm.training.run import run_job
+
+RESULTS = Path(__file__).parent / "results/snr_weighted.json"
+TEACHERS = {"v": "garments-teacher", "epsilon": "garments-teacher-long"}
+RUNS = {"old": False, "new": True}  # whether the distillation is weighed
+STEPS, BATCH, RATIO, GUIDANCE = 800, 16, 12.0, 3.0
+
+
+def trained(teacher: str, weighted: bool, folder: Path, display: Display) -> None:
+    recipe = demo_recipe(file=RECIPE)
+    changed = {
+        "teacher": f"slimdpm:{teacher}",
+        "distill": recipe.distill.model_copy(update={"snr_weighted": weighted}),
+        "student": recipe.student.model_copy(update={"ratio": RATIO}),
+        "train": recipe.train.model_copy(update={"batch_size": BATCH, "sample_every": 0, "checkpoint_every": 1000}),
+    }
+    run_job(lasting(plan_job(recipe.model_copy(update=changed)), STEPS), folder, display, report=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    display, found = Display(Console()), {}
+    judge = Judge(options.work / "measured", display)
+    for kind, teacher in TEACHERS.items():
+        for name, weighted in RUNS.items():
+            trained(teacher, weighted, folder := options.work / f"{teacher}-{name}-0", display)
+            verdict = judge.verdict(f"{teacher}-{name}-0-{STEPS}", load_pipeline(folder), GUIDANCE, EACH)
+            found[f"{kind}, {'weighed' if weighted else 'all alike'}"] = verdict.figures()
+    facts = {"steps": STEPS, "batch size": BATCH, "seed": 0, "guidance": GUIDANCE, "hardware": machine_facts()}
+    write_json(RESULTS, {**facts, "students": found})
+    for name, figures in found.items():
+        print(name, {what: f"{value:.4g}" for what, value in figures.items()})
+
+
+if __name__ == "__main__":
+    main()
