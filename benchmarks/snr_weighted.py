@@ -17,6 +17,7 @@ from garments_students import RECIPE
 from rich.console import Console
 
 from slimdpm.demo.judge import Judge
+from slimdpm.demo.run import APART
 from slimdpm.demo.students import demo_recipe, lasting
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.system.files import write_json
@@ -50,10 +51,12 @@ def main() -> None:
     display, found = Display(Console()), {}
     judge = Judge(options.work / "measured", display)
     for kind, teacher in TEACHERS.items():
+        shown = judge.verdict(teacher, load_pipeline(f"slimdpm:{teacher}"), GUIDANCE, EACH)
         for name, weighted in RUNS.items():
             trained(teacher, weighted, folder := options.work / f"{teacher}-{name}-0", display)
             verdict = judge.verdict(f"{teacher}-{name}-0-{STEPS}", load_pipeline(folder), GUIDANCE, EACH)
-            found[f"{kind}, {'weighed' if weighted else 'all alike'}"] = verdict.figures()
+            figures = {**verdict.figures(), APART: verdict.apart(shown)}
+            found[f"{kind}, {'weighed' if weighted else 'all alike'}"] = figures
     facts = {"steps": STEPS, "batch size": BATCH, "seed": 0, "guidance": GUIDANCE, "hardware": machine_facts()}
     write_json(RESULTS, {**facts, "students": found})
     for name, figures in found.items():
