@@ -4,7 +4,7 @@
     slimdpm demo --seed 1 -o demo-1
     python benchmarks/demo_figures.py demo --more demo-1
 
-Writes ``docs/figures/demo.png`` and ``benchmarks/results/demo.json``, and prints the table for the docs. What other seeds
+Writes ``docs/figures/demo.png`` and ``benchmarks/results/demo.json``, prints the table for the docs. What other seeds
 give, as ratios to the Lite of each, goes into ``demo_seeds.json``, the first folder's before them.
 """
 
