@@ -261,6 +261,18 @@ def test_costs_of_presets_are_those_counted():
         assert (macs, macs_all) == (amounts.macs(cost.macs), amounts.macs(cost.macs_all))
 
 
+def test_the_demos_student_is_beside_lite_where_it_was_measured():
+    seeds = json.loads((ROOT / "benchmarks/results/demo_seeds.json").read_text())
+    error, upper, distance = (
+        f"{np.mean([seed['plain'][what] for seed in seeds]):.3f}" for what in ("error", "upper half", "kernel distance")
+    )
+    pages = ("docs/findings.md", "README.md")
+    findings, readme = (" ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in pages)
+    assert f"three seeds: {error} of its error, {upper} of that in the upper half and {distance} of" in findings
+    assert f"{error} and {distance}, with good" in readme
+    assert max(seed["plain"]["kernel distance"] for seed in seeds) < 1
+
+
 def test_compiling_is_worth_what_was_measured():
     results = json.loads((ROOT / "benchmarks/results/compiled.json").read_text())
     assert compiled.table(results) in (ROOT / "docs/cost.md").read_text(encoding="utf-8")
