@@ -43,7 +43,7 @@ def main() -> None:
     write_json(HERE / "results/demo.json", results)
     shutil.copyfile(options.folder / "comparison.png", HERE.parent / "docs/figures/demo.png")
     if options.more:
-        seeds = [json.loads((folder / "results.json").read_text()) for folder in (options.folder, *options.more)]
+        seeds = [results, *(json.loads((folder / "results.json").read_text()) for folder in options.more)]
         write_json(HERE / "results/demo_seeds.json", found := [beside_lite(each["networks"]) for each in seeds])
         print(json.dumps(found, indent=1))
     table = results_table(results["networks"], results["photographs"]["named"])

@@ -63,7 +63,7 @@ def cells() -> dict[str, Cell]:
         found[f"plain, reuse {reuse}"] = _distilled("lite", reuse)
         for factor in (2, 5, 10):
             found[f"plain, reuse {reuse}, weighed, λ {factor}"] = _distilled("lite", reuse, **weighed(factor))
-            found[f"spectral, reuse {reuse}, weighed, λ {factor}"] = _distilled("spectral", reuse, **weighed(factor))
+    found["spectral, reuse 4, weighed, λ 2"] = _distilled("spectral", 4, **weighed(2))
     found["plain, reuse 8, weighed, teacher alone"] = _distilled("lite", 8, **weighed(2), lambda_denoising=0.0)
     found[f"{LITE}, rate 4e-3"] = Cell("", "", "", "lite", False, plain, rate=4e-3)
     found[f"{LITE}, rate 16e-3"] = Cell("", "", "", "lite", False, plain, rate=16e-3)
@@ -89,8 +89,8 @@ class Study:
         self, data: str, folder: Path, names: Sequence[str], seeds: Sequence[int], photographs: int | None = None
     ):
         self.folder, self.seeds = folder, seeds
-        self.part = f"train-{photographs}" if photographs else "train"
-        self.students = folder / ("students" if photographs is None else f"students-{photographs}")
+        end = f"-{photographs}" if photographs else ""
+        self.part, self.students = f"train{end}", folder / f"students{end}"
         self.names = list(dict.fromkeys([LITE, *names]))  # beside which all are set
         self.display = Display(Console())
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,8 @@ GUIDANCE = 3.0
 MEASURES = ("error", "upper half", "kernel distance", "named")
 
 
-def kinds_on(place: str) -> dict[str, Any]:
-    return {kind: make for kind, make in KINDS.items() if place == "cuda" or kind != "spectral"}
+def kinds_on(place: str) -> list[str]:
+    return [kind for kind in KINDS if place == "cuda" or kind != "spectral"]
 
 
 def names_on(place: str) -> list[str]:

@@ -2,45 +2,40 @@
 
     python benchmarks/snr_weighted.py --work runs/snr-weighted
 
-12 times smaller students of `recipes/garments-students.yaml`, `STEPS` steps of `BATCH` photographs, seed 0, one thread;
-judged on the photographs of the test, as the demo's. Everything resumes; saves snr_weighted.json.
+The student without gates of garments_seconds.py ``--on cpu``, seed 0, after `STEPS` steps. Everything resumes; saves
+snr_weighted.json.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from garments import EACH
-from garments_students import RECIPE
+from garments_seconds import BATCHES, GUIDANCE, RATIO, job_of
 from rich.console import Console
 
 from slimdpm.demo.judge import Judge
 from slimdpm.demo.run import APART
-from slimdpm.demo.students import demo_recipe, lasting
+from slimdpm.demo.students import lasting
 from slimdpm.pipelines.loading import load_pipeline
 from slimdpm.system.files import write_json
 from slimdpm.system.machine import machine_facts
 from slimdpm.system.progress import Display
-from slimdpm.training.plan import plan_job
 from slimdpm.training.run import run_job
 
 RESULTS = Path(__file__).parent / "results/snr_weighted.json"
 TEACHERS = {"v": "garments-teacher", "epsilon": "garments-teacher-long"}
 RUNS = {"old": False, "new": True}  # whether the distillation is weighed
-STEPS, BATCH, RATIO, GUIDANCE = 800, 16, 12.0, 3.0
+STEPS = 800
 
 
 def trained(teacher: str, weighted: bool, folder: Path, display: Display) -> None:
-    recipe = demo_recipe(file=RECIPE)
-    changed = {
-        "teacher": f"slimdpm:{teacher}",
-        "distill": recipe.distill.model_copy(update={"snr_weighted": weighted}),
-        "student": recipe.student.model_copy(update={"ratio": RATIO}),
-        "train": recipe.train.model_copy(update={"batch_size": BATCH, "sample_every": 0, "checkpoint_every": 1000}),
-    }
-    run_job(lasting(plan_job(recipe.model_copy(update=changed)), STEPS), folder, display, report=False)
+    job = lasting(job_of(f"{RATIO}-plain-0", teacher, folder, "cpu"), STEPS)
+    distill = job.recipe.distill.model_copy(update={"snr_weighted": weighted})
+    run_job(replace(job, recipe=job.recipe.model_copy(update={"distill": distill})), folder, display, report=False)
 
 
 def main() -> None:
@@ -57,7 +52,7 @@ def main() -> None:
             verdict = judge.verdict(f"{teacher}-{name}-0-{STEPS}", load_pipeline(folder), GUIDANCE, EACH)
             figures = {**verdict.figures(), APART: verdict.apart(shown)}
             found[f"{kind}, {'weighed' if weighted else 'all alike'}"] = figures
-    facts = {"steps": STEPS, "batch size": BATCH, "seed": 0, "guidance": GUIDANCE, "hardware": machine_facts()}
+    facts = {"steps": STEPS, "batch size": BATCHES["cpu"], "seed": 0, "guidance": GUIDANCE, "hardware": machine_facts()}
     write_json(RESULTS, {**facts, "students": found})
     for name, figures in found.items():
         print(name, {what: f"{value:.4g}" for what, value in figures.items()})

@@ -24,6 +24,8 @@ from slimdpm.system.files import append_line, explained, read_sealed, remove_lef
 from slimdpm.system.shared_work import claim
 
 _LOGGED = {"step", "denoising", "seconds"}  # in each line of the log
+# What holds for a run that was begun before there was such a key: answers kept, terms weighed, images held out.
+_BEFORE: dict[str, dict[str, Any]] = {"distill": {"reuse": 1, "snr_weighted": False}, "data": {"held_out": 0}}
 
 
 class RunFolder:
@@ -126,14 +128,10 @@ class RunFolder:
         if not self.recipe_file.is_file():
             raise SlimdpmError(f"{self.path} is no run folder of slimdpm: it has no recipe.yaml")
         recipe = read_recipe(self.recipe_file).renamed
-        if recipe.distill.reuse is None:  # begun before answers could be kept
-            distill = recipe.distill.model_copy(update={"reuse": 1})
-            recipe = recipe.model_copy(update={"distill": distill})
-        if recipe.distill.snr_weighted is None:  # begun before its terms could be weighed
-            distill = recipe.distill.model_copy(update={"snr_weighted": False})
-            recipe = recipe.model_copy(update={"distill": distill})
-        if recipe.data.held_out is None:  # begun before images could be held out
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": 0})})
+        for name, values in _BEFORE.items():
+            section = getattr(recipe, name)
+            missing = {key: value for key, value in values.items() if getattr(section, key) is None}
+            recipe = recipe.model_copy(update={name: section.model_copy(update=missing)})
         return recipe
 
     def grid(self, step: int) -> Path:
